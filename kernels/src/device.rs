@@ -1,0 +1,421 @@
+//! The [`Device`] trait: the fused operations the model is written in.
+//!
+//! Policy:
+//! - An operation *enqueues*; only [`Ticket::wait`] blocks. On the CPU everything is done at once.
+//! - Outputs are parameters; nothing is allocated inside a step. Shapes are explicit arguments.
+//! - All that varies from batch to batch (segments, slots, positions, block tables) is read from
+//!   integer buffers in device memory, never from host arguments, so that a recorded graph stays
+//!   valid when adapters come and go. The layouts of those buffers are in [`crate::tables`].
+//! - Forward stands beside backward. An op documents what it accumulates; the rest overwrites.
+//! - Activation gradients overwrite, except where an op says "adds to".
+//! - Weights of linear layers are `(out, in)` row-major, as Hugging Face stores them.
+//!
+//! Letters: N rows, H hidden, Q and K query and key/value heads, D head dim, F ffn, V vocabulary,
+//! R rank.
+
+use crate::tables::{SampleShape, SmlmGroup};
+use crate::view::{In, Out};
+use crate::{Result, Ticket};
+
+/// A block of device memory holding elements of one type.
+pub trait Buffer {
+    /// Number of elements.
+    fn len(&self) -> usize;
+    /// Whether the buffer holds no element.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Rows and heads of an attention call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadShape {
+    /// Query heads (Q).
+    pub q_heads: usize,
+    /// Key/value heads (K); divides `q_heads`.
+    pub kv_heads: usize,
+    /// Head dimension (D), even.
+    pub head_dim: usize,
+}
+
+impl HeadShape {
+    /// Width of a fused query/key/value row: `(Q + 2K) * D`.
+    pub fn qkv_width(&self) -> usize {
+        (self.q_heads + 2 * self.kv_heads) * self.head_dim
+    }
+    /// Width of the query part: `Q * D`.
+    pub fn q_width(&self) -> usize {
+        self.q_heads * self.head_dim
+    }
+    /// Width of the key (or value) part: `K * D`.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// QK norm weights of one layer (Qwen3): each `(D)`.
+pub struct QkNorm<'a, D: Device> {
+    /// RMSNorm weight of query heads.
+    pub q: In<'a, D::Act>,
+    /// RMSNorm weight of key heads.
+    pub k: In<'a, D::Act>,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
+/// Rotary tables `(max_positions, D/2)` each, rotate-half convention of Hugging Face.
+pub struct Rope<'a, D: Device> {
+    /// Cosines, already times the attention factor.
+    pub cos: In<'a, D::Wide>,
+    /// Sines, likewise.
+    pub sin: In<'a, D::Wide>,
+    /// One position per row `(N)`.
+    pub positions: In<'a, D::Int>,
+}
+
+/// One layer's paged key/value cache: each `(blocks * block_size, K * D)`.
+pub struct KvOut<'a, D: Device> {
+    /// Keys after rotation.
+    pub k: Out<'a, D::Act>,
+    /// Values.
+    pub v: Out<'a, D::Act>,
+    /// Destination row of each batch row `(N)`, −1: this row is not cached.
+    pub rows: In<'a, D::Int>,
+}
+
+/// What paged attention reads beside the queries.
+pub struct PagedKv<'a, D: Device> {
+    /// Keys `(blocks * block_size, K * D)`.
+    pub k: In<'a, D::Act>,
+    /// Values, same shape.
+    pub v: In<'a, D::Act>,
+    /// Sequence table, see [`crate::tables::SequenceRow`].
+    pub sequences: In<'a, D::Int>,
+    /// Concatenated block numbers of the sequences.
+    pub blocks: In<'a, D::Int>,
+    /// Rows of one block.
+    pub block_size: usize,
+}
+
+/// Adam's constants for one optimizer step of one adapter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step, schedule applied.
+    pub learning_rate: f64,
+    /// First-moment decay.
+    pub beta1: f64,
+    /// Second-moment decay.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay (Loshchilov & Hutter 2019).
+    pub weight_decay: f64,
+    /// Largest allowed gradient norm; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    /// Step number from 1, for bias correction.
+    pub step: u64,
+}
+
+/// One adapter's optimizer state, all flat in the adapter's canonical layout, equal lengths.
+pub struct AdamWState<'a, D: Device> {
+    /// Master weights.
+    pub params: Out<'a, D::Wide>,
+    /// Summed gradients; zeroed by the caller before the next step.
+    pub grads: In<'a, D::Wide>,
+    /// First moments.
+    pub m: Out<'a, D::Wide>,
+    /// Second moments.
+    pub v: Out<'a, D::Wide>,
+    /// Compute copy in the adapter pool, rewritten from the masters.
+    pub weights: Out<'a, D::Act>,
+    /// `(2)`: gradient norm, and 1 where it is finite else 0; made by [`Device::grad_norm`].
+    pub norm: In<'a, D::Wide>,
+}
+
+/// Arguments of [`Device::lm_head_loss`].
+pub struct LossArgs<'a, D: Device> {
+    /// Summed cross-entropy per row `(N)`, not scaled.
+    pub loss: Out<'a, D::Wide>,
+    /// 1 where the arg max equals the label, else 0, per row `(N)`.
+    pub correct: Out<'a, D::Int>,
+    /// Gradient of `scale * loss` to the hidden rows `(N, H)`; absent: evaluation.
+    pub d_hidden: Option<Out<'a, D::Act>>,
+    /// Final-normed hidden rows `(N, H)`.
+    pub hidden: In<'a, D::Act>,
+    /// Output weights `(V, H)`.
+    pub lm_head: In<'a, D::Act>,
+    /// Label of each row `(N)`, all valid.
+    pub labels: In<'a, D::Int>,
+    /// Factor of each row in the gradient `(N)`: 1 / trained tokens of its optimizer step.
+    pub scale: In<'a, D::Wide>,
+    /// Scratch for logits of one chunk of rows, at least `(1, V)`; its length sets the chunk.
+    pub logits: Out<'a, D::Act>,
+}
+
+/// Sizes of a linear layer call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearShape {
+    /// Rows (N).
+    pub rows: usize,
+    /// Input width.
+    pub input: usize,
+    /// Output width.
+    pub output: usize,
+}
+
+/// A device that runs the model. Implemented by [`crate::cpu::Cpu`], the readable specification.
+pub trait Device: Sized + Send + 'static {
+    /// Activations and weights: compute precision (f32 or f64 on the CPU, bf16 on CUDA).
+    type Act: Buffer + Send;
+    /// Master weights, moments, gradients, losses, rotary tables: at least f32.
+    type Wide: Buffer + Send;
+    /// Indices and tables: i32.
+    type Int: Buffer + Send;
+
+    /// Short name for logs and `/v1/workers`, for example `cpu` or `cuda:0 NVIDIA H200`.
+    fn name(&self) -> String;
+    /// Goes into `system_fingerprint`: changes when results may change (kernels, precision).
+    fn numerics(&self) -> String;
+
+    // ---- memory: only at start ----
+
+    /// Takes `len` zeroed elements. Errors when memory runs out.
+    fn alloc_act(&self, len: usize) -> Result<Self::Act>;
+    /// As [`Device::alloc_act`].
+    fn alloc_wide(&self, len: usize) -> Result<Self::Wide>;
+    /// As [`Device::alloc_act`].
+    fn alloc_int(&self, len: usize) -> Result<Self::Int>;
+
+    // ---- transfers ----
+
+    /// Host f32 → activations, rounded to compute precision. Enqueued; `src` may be reused at return.
+    fn upload_act(&self, dst: Out<'_, Self::Act>, src: &[f32]) -> Result<()>;
+    /// Host bf16 bits → activations: base weights as files hold them.
+    fn upload_act_bf16(&self, dst: Out<'_, Self::Act>, src: &[half::bf16]) -> Result<()>;
+    /// Host f32 → wide.
+    fn upload_wide(&self, dst: Out<'_, Self::Wide>, src: &[f32]) -> Result<()>;
+    /// Host → integers.
+    fn upload_int(&self, dst: Out<'_, Self::Int>, src: &[i32]) -> Result<()>;
+    /// Activations → host f32, after everything enqueued before.
+    fn download_act(&self, src: In<'_, Self::Act>) -> Result<Ticket<Vec<f32>>>;
+    /// Wide → host f32.
+    fn download_wide(&self, src: In<'_, Self::Wide>) -> Result<Ticket<Vec<f32>>>;
+    /// Integers → host.
+    fn download_int(&self, src: In<'_, Self::Int>) -> Result<Ticket<Vec<i32>>>;
+    /// Device copy of activations, equal lengths.
+    fn copy_act(&self, dst: Out<'_, Self::Act>, src: In<'_, Self::Act>) -> Result<()>;
+    /// Device copy within one buffer: `len` elements from `from` to `to`, ranges may overlap.
+    fn move_act(&self, buffer: &mut Self::Act, from: usize, to: usize, len: usize) -> Result<()>;
+    /// As [`Device::move_act`].
+    fn move_wide(&self, buffer: &mut Self::Wide, from: usize, to: usize, len: usize) -> Result<()>;
+    /// Device copy of wide values, equal lengths.
+    fn copy_wide(&self, dst: Out<'_, Self::Wide>, src: In<'_, Self::Wide>) -> Result<()>;
+    /// Wide → compute precision, equal lengths.
+    fn narrow(&self, dst: Out<'_, Self::Act>, src: In<'_, Self::Wide>) -> Result<()>;
+    /// Sets every element to `value` (zero, or NaN as poison in tests).
+    fn fill_act(&self, dst: Out<'_, Self::Act>, value: f32) -> Result<()>;
+    /// As [`Device::fill_act`].
+    fn fill_wide(&self, dst: Out<'_, Self::Wide>, value: f32) -> Result<()>;
+
+    /// Runs `ops`, or replays the graph recorded under `key`. On the CPU it just runs them.
+    fn replay(&self, key: u64, ops: &mut dyn FnMut(&Self) -> Result<()>) -> Result<()>;
+
+    // ---- embedding, norms ----
+
+    /// `x[i] = table[ids[i]]`; x `(N, H)`, table `(V, H)`, ids `(N)`.
+    fn embed(
+        &self,
+        x: Out<'_, Self::Act>,
+        table: In<'_, Self::Act>,
+        ids: In<'_, Self::Int>,
+        hidden: usize,
+    ) -> Result<()>;
+
+    /// RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * weight`, rows of width H.
+    fn rms_norm(
+        &self,
+        y: Out<'_, Self::Act>,
+        x: In<'_, Self::Act>,
+        weight: In<'_, Self::Act>,
+        eps: f64,
+    ) -> Result<()>;
+    /// `x += delta`, then `y = rms_norm(x)`. The residual stream's only writer.
+    fn add_rms_norm(
+        &self,
+        y: Out<'_, Self::Act>,
+        x: Out<'_, Self::Act>,
+        delta: In<'_, Self::Act>,
+        weight: In<'_, Self::Act>,
+        eps: f64,
+    ) -> Result<()>;
+    /// Adds to `dx` the gradient through [`Device::rms_norm`] (the residual stream accumulates).
+    fn rms_norm_backward(
+        &self,
+        dx: Out<'_, Self::Act>,
+        dy: In<'_, Self::Act>,
+        x: In<'_, Self::Act>,
+        weight: In<'_, Self::Act>,
+        eps: f64,
+    ) -> Result<()>;
+    /// `x += delta`, equal lengths.
+    fn add(&self, x: Out<'_, Self::Act>, delta: In<'_, Self::Act>) -> Result<()>;
+
+    // ---- linear and SMLM ----
+
+    /// `y = x Wᵀ + bias`; x `(N, in)`, W `(out, in)`, bias `(out)`, y `(N, out)`.
+    fn linear(
+        &self,
+        y: Out<'_, Self::Act>,
+        x: In<'_, Self::Act>,
+        weight: In<'_, Self::Act>,
+        bias: Option<In<'_, Self::Act>>,
+        shape: LinearShape,
+    ) -> Result<()>;
+    /// `dx = dy W`; the base is frozen, so there is no dW.
+    fn linear_backward(
+        &self,
+        dx: Out<'_, Self::Act>,
+        dy: In<'_, Self::Act>,
+        weight: In<'_, Self::Act>,
+        shape: LinearShape,
+    ) -> Result<()>;
+
+    /// Segmented multi-LoRA multiplication of all modules of `group` for all its segments:
+    /// `S = drop(x) Aᵀ`, `y += scale · S Bᵀ`. x `(N, in)`, y `(N, group.width)`, s as
+    /// [`SmlmGroup`] says. Rows of segments without a slot are untouched.
+    fn smlm(
+        &self,
+        y: Out<'_, Self::Act>,
+        s: Out<'_, Self::Act>,
+        x: In<'_, Self::Act>,
+        group: &SmlmGroup<'_, Self>,
+    ) -> Result<()>;
+    /// Backward of [`Device::smlm`]: `dS = scale · dy B`, `dB += scale · dyᵀ S`,
+    /// `dA += dSᵀ drop(x)`, and, where `dx` is given, adds `drop'(dS A)` to it.
+    /// `grads` is the training pool's gradient buffer; partial sums per
+    /// (segment, [`crate::ROW_TILE`] rows from its start) are added in segment order.
+    fn smlm_backward(
+        &self,
+        dx: Option<Out<'_, Self::Act>>,
+        grads: Out<'_, Self::Wide>,
+        dy: In<'_, Self::Act>,
+        x: In<'_, Self::Act>,
+        s: In<'_, Self::Act>,
+        group: &SmlmGroup<'_, Self>,
+    ) -> Result<()>;
+
+    // ---- attention ----
+
+    /// In place on fused rows `qkv (N, (Q+2K)·D)`: QK norm where given, then rotary embedding of
+    /// the query and key parts; then the key and value parts are written to the cache.
+    fn qk_norm_rope_kv_write(
+        &self,
+        qkv: Out<'_, Self::Act>,
+        kv: Option<KvOut<'_, Self>>,
+        norm: Option<&QkNorm<'_, Self>>,
+        rope: &Rope<'_, Self>,
+        heads: HeadShape,
+    ) -> Result<()>;
+    /// Backward of the norm and rotation, in place on `d_qkv`. `qkv_raw` holds the rows before
+    /// the norm; it is read only where `norm` is given.
+    fn qk_norm_rope_backward(
+        &self,
+        d_qkv: Out<'_, Self::Act>,
+        qkv_raw: Option<In<'_, Self::Act>>,
+        norm: Option<&QkNorm<'_, Self>>,
+        rope: &Rope<'_, Self>,
+        heads: HeadShape,
+    ) -> Result<()>;
+
+    /// Causal attention of training rows. `o (n, Q·D)` and `lse (n, Q)` (natural log of the sum of
+    /// exponents of scaled scores) for rows `[first, first + n)` of the micro-batch; `qkv` is the
+    /// arena `(rows, (Q+2K)·D)` after rotation, filled at least up to row `first + n`. `examples`
+    /// gives for every arena row the arena row where its example starts `(rows)`: a row attends to
+    /// its example from that start to itself.
+    fn attention_train(
+        &self,
+        o: Out<'_, Self::Act>,
+        lse: Out<'_, Self::Wide>,
+        qkv: In<'_, Self::Act>,
+        examples: In<'_, Self::Int>,
+        first: usize,
+        heads: HeadShape,
+    ) -> Result<()>;
+    /// Backward of [`Device::attention_train`] over all rows of the micro-batch:
+    /// `d_qkv (rows, (Q+2K)·D)` before the rotation is undone.
+    fn attention_train_backward(
+        &self,
+        d_qkv: Out<'_, Self::Act>,
+        d_o: In<'_, Self::Act>,
+        qkv: In<'_, Self::Act>,
+        o: In<'_, Self::Act>,
+        lse: In<'_, Self::Wide>,
+        examples: In<'_, Self::Int>,
+        heads: HeadShape,
+    ) -> Result<()>;
+    /// Causal attention of prefill and decode rows over the paged cache, which already holds these
+    /// rows' own keys. `qkv (N, (Q+2K)·D)` gives the queries; rows outside every sequence of the
+    /// table are untouched. o `(N, Q·D)`.
+    fn attention_paged(
+        &self,
+        o: Out<'_, Self::Act>,
+        qkv: In<'_, Self::Act>,
+        kv: &PagedKv<'_, Self>,
+        heads: HeadShape,
+    ) -> Result<()>;
+
+    // ---- feed-forward ----
+
+    /// SwiGLU: `y = silu(gate) * up`; `gate_up (N, 2F)` holds gate then up, y `(N, F)`.
+    fn silu_mul(
+        &self,
+        y: Out<'_, Self::Act>,
+        gate_up: In<'_, Self::Act>,
+        ffn: usize,
+    ) -> Result<()>;
+    /// Backward of [`Device::silu_mul`]: `d_gate_up (N, 2F)` from `dy (N, F)`.
+    fn silu_mul_backward(
+        &self,
+        d_gate_up: Out<'_, Self::Act>,
+        dy: In<'_, Self::Act>,
+        gate_up: In<'_, Self::Act>,
+        ffn: usize,
+    ) -> Result<()>;
+
+    // ---- rows, loss, sampling ----
+
+    /// `y[i] = x[rows[i]]`, rows of width `width`.
+    fn gather_rows(
+        &self,
+        y: Out<'_, Self::Act>,
+        x: In<'_, Self::Act>,
+        rows: In<'_, Self::Int>,
+        width: usize,
+    ) -> Result<()>;
+    /// `y[rows[i]] = x[i]`; `rows` has no value twice. Other rows of `y` are untouched.
+    fn scatter_rows(
+        &self,
+        y: Out<'_, Self::Act>,
+        x: In<'_, Self::Act>,
+        rows: In<'_, Self::Int>,
+        width: usize,
+    ) -> Result<()>;
+    /// Output head and cross-entropy over labelled rows, logits never whole (row chunks).
+    fn lm_head_loss(&self, args: LossArgs<'_, Self>, hidden: usize, vocab: usize) -> Result<()>;
+    /// Draws one token per row from `logits (N, V)`, which it may overwrite. See
+    /// [`crate::tables::SampleRow`] for parameters and [`SampleShape`] for outputs.
+    fn sample(
+        &self,
+        out: crate::tables::SampleOut<'_, Self>,
+        logits: Out<'_, Self::Act>,
+        args: &crate::tables::SampleArgs<'_, Self>,
+        shape: SampleShape,
+    ) -> Result<()>;
+
+    // ---- optimizer ----
+
+    /// `norm = [‖grads‖₂, finite ? 1 : 0]`, summed in a fixed order.
+    fn grad_norm(&self, norm: Out<'_, Self::Wide>, grads: In<'_, Self::Wide>) -> Result<()>;
+    /// One AdamW step; nothing changes where `state.norm` says the gradient is not finite.
+    fn adamw(&self, state: AdamWState<'_, Self>, step: AdamW) -> Result<()>;
+}
