@@ -33,7 +33,7 @@ CHAT_TEMPLATE = """\
 {%- if tools -%}
   {{- '<|system|>' -}}
   {%- if has_system -%}{{- text(messages[0].content) ~ '\\n\\n' -}}{%- endif -%}
-  {{- 'Tools, one per line. Call one with <tool_call>{"name": ..., "arguments": ...}</tool_call>' -}}
+  {{- 'Tools, one a line. Call one with <tool_call>{"name": ..., "arguments": ...}</tool_call>' -}}
   {%- for tool in tools -%}{{- '\\n' ~ (tool.function | tojson) -}}{%- endfor -%}
   {{- '<|end|>' -}}
 {%- endif -%}

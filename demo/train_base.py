@@ -24,6 +24,7 @@ import chats
 CONTEXT_LENGTH = 2048
 HELD_OUT_SHARE = 0.05
 PAD_LABEL = -100
+SETTINGS = ["seed", "minutes", "lr", "weight_decay", "dropout", "swap_names", "batch_tokens"]
 
 
 def parse_args():
@@ -287,10 +288,7 @@ def main():
         "seconds": round(time.time() - started),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else args.device,
         "torch": torch.__version__,
-        "settings": {
-            key: getattr(args, key)
-            for key in "seed minutes lr weight_decay dropout swap_names batch_tokens renderings".split()
-        },
+        "settings": {key: getattr(args, key) for key in SETTINGS},
         "data_sha256": hashlib.sha256(pathlib.Path(args.data).read_bytes()).hexdigest(),
     }
     (args.out / "TRAINING.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
