@@ -24,7 +24,10 @@ import chats
 CONTEXT_LENGTH = 2048
 HELD_OUT_SHARE = 0.05
 PAD_LABEL = -100
-SETTINGS = ["seed", "minutes", "lr", "weight_decay", "dropout", "swap_names", "batch_tokens"]
+# The arguments that decide the result, for the report.
+SETTINGS = (
+    "seed minutes lr weight_decay dropout swap_names batch_tokens renderings eval_every".split()
+)
 
 
 def parse_args():
