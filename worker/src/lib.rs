@@ -1,1 +1,3 @@
 //! placeholder
+pub mod adapters;
+pub mod base;
