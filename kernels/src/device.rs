@@ -367,12 +367,8 @@ pub trait Device: Sized + Send + 'static {
     // ---- feed-forward ----
 
     /// SwiGLU: `y = silu(gate) * up`; `gate_up (N, 2F)` holds gate then up, y `(N, F)`.
-    fn silu_mul(
-        &self,
-        y: Out<'_, Self::Act>,
-        gate_up: In<'_, Self::Act>,
-        ffn: usize,
-    ) -> Result<()>;
+    fn silu_mul(&self, y: Out<'_, Self::Act>, gate_up: In<'_, Self::Act>, ffn: usize)
+    -> Result<()>;
     /// Backward of [`Device::silu_mul`]: `d_gate_up (N, 2F)` from `dy (N, F)`.
     fn silu_mul_backward(
         &self,

@@ -3,11 +3,13 @@
 //! This crate knows shapes, not models: no layer, no tokenizer, no file. [`cpu`] is the readable
 //! specification, generic over f32 and f64, that other devices are proven against.
 
+pub mod cpu;
 pub mod device;
 pub mod tables;
 mod ticket;
 mod view;
 
+pub use cpu::Cpu;
 pub use device::{
     AdamW, AdamWState, Buffer, Device, HeadShape, KvOut, LinearShape, LossArgs, PagedKv, QkNorm,
     Rope,
@@ -28,7 +30,7 @@ pub enum Error {
     OutOfMemory {
         /// Bytes asked for.
         wanted: u64,
-        /// Bytes left.
+        /// Bytes left; 0 where the system does not say.
         free: u64,
     },
     /// The driver or a library reported a fault; the device cannot be used further.

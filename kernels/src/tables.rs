@@ -27,15 +27,8 @@ pub enum Module {
 
 impl Module {
     /// All modules in canonical order.
-    pub const ALL: [Module; 7] = [
-        Module::Q,
-        Module::K,
-        Module::V,
-        Module::O,
-        Module::Gate,
-        Module::Up,
-        Module::Down,
-    ];
+    pub const ALL: [Module; 7] =
+        [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
     /// Position in [`Module::ALL`].
     pub fn index(self) -> usize {
         self as usize

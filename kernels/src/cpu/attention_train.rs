@@ -1,0 +1,164 @@
+//! Attention of training rows over their own example in the arena, forward beside backward.
+
+use super::attention::{attend, score_scale};
+use super::float::Float;
+use super::lanes::{add_scaled, dot};
+use super::threads::{Shared, Threads};
+use crate::HeadShape;
+
+/// Finds query, key and value heads in fused rows.
+#[derive(Clone, Copy)]
+struct Arena<'a, T> {
+    qkv: &'a [T],
+    heads: HeadShape,
+}
+
+impl<'a, T> Arena<'a, T> {
+    #[inline(always)]
+    fn head(&self, row: usize, column: usize) -> &'a [T] {
+        &self.qkv[row * self.heads.qkv_width() + column..][..self.heads.head_dim]
+    }
+    #[inline(always)]
+    fn query(&self, row: usize, head: usize) -> &'a [T] {
+        self.head(row, head * self.heads.head_dim)
+    }
+    #[inline(always)]
+    fn key(&self, row: usize, head: usize) -> &'a [T] {
+        self.head(row, self.heads.q_width() + head * self.heads.head_dim)
+    }
+    #[inline(always)]
+    fn value(&self, row: usize, head: usize) -> &'a [T] {
+        self.head(row, self.heads.q_width() + self.heads.kv_width() + head * self.heads.head_dim)
+    }
+}
+
+/// `o (n, Q·D)` and `lse (n, Q)` for rows `first .. first + n`.
+pub(super) fn forward<T: Float>(
+    threads: &Threads,
+    (o, lse): (&mut [T], &mut [T]),
+    qkv: &[T],
+    examples: &[i32],
+    first: usize,
+    heads: HeadShape,
+) {
+    let (rows, dim) = (lse.len() / heads.q_heads, heads.head_dim);
+    assert_eq!(o.len(), lse.len() * dim, "outputs of attention_train");
+    assert!(qkv.len() >= (first + rows) * heads.qkv_width(), "arena of attention_train");
+    let arena = Arena { qkv, heads };
+    let examples = &examples[first..first + rows];
+    let pairs: usize =
+        examples.iter().zip(first..).map(|(start, row)| row + 1 - *start as usize).sum();
+    let (o, lse) = (Shared::new(o), Shared::new(lse));
+    // All rows of a head follow each other, so that its keys and values stay in cache.
+    threads.each(
+        rows * heads.q_heads,
+        4 * pairs * heads.q_width(),
+        #[inline(always)]
+        |task| {
+            let (head, index) = (task / rows, task % rows);
+            let (start, row) = (examples[index] as usize, first + index);
+            let kv_head = head / (heads.q_heads / heads.kv_heads);
+            let place = index * heads.q_heads + head;
+            // SAFETY: one task per row and head.
+            let (o, lse) = unsafe { (o.slice(place * dim, dim), lse.slice(place, 1)) };
+            lse[0] = attend(
+                o,
+                arena.query(row, head),
+                row + 1 - start,
+                #[inline(always)]
+                |key| arena.key(start + key, kv_head),
+                #[inline(always)]
+                |key| arena.value(start + key, kv_head),
+            );
+        },
+    );
+}
+
+/// What backward reads beside the arena.
+struct Saved<'a, T> {
+    d_o: &'a [T],
+    o: &'a [T],
+    lse: &'a [T],
+}
+
+/// `d_qkv` over all rows, one task per (example, key/value head): rows ascending, in a row its
+/// query heads ascending, for each its keys ascending.
+pub(super) fn backward<T: Float>(
+    threads: &Threads,
+    d_qkv: &mut [T],
+    (d_o, o, lse): (&[T], &[T], &[T]),
+    qkv: &[T],
+    examples: &[i32],
+    heads: HeadShape,
+) {
+    let rows = examples.len();
+    assert_eq!(d_qkv.len(), rows * heads.qkv_width(), "d_qkv of attention backward");
+    assert!(d_o.len() == rows * heads.q_width() && o.len() == d_o.len(), "rows of d_o and o");
+    assert!(lse.len() == rows * heads.q_heads && qkv.len() >= d_qkv.len(), "rows of lse, qkv");
+    let spans = example_spans(examples);
+    let pairs: usize = spans.iter().map(|(start, end)| (end - start) * (end - start + 1) / 2).sum();
+    let (arena, saved) = (Arena { qkv, heads }, Saved { d_o, o, lse });
+    let d_qkv = Shared::new(d_qkv);
+    threads.each(
+        spans.len() * heads.kv_heads,
+        10 * pairs * heads.q_width(),
+        #[inline(always)]
+        |task| {
+            let span = spans[task / heads.kv_heads];
+            example_backward(&d_qkv, arena, &saved, span, task % heads.kv_heads);
+        },
+    );
+}
+
+/// Runs of rows with one example start: `(start, end)`.
+fn example_spans(examples: &[i32]) -> Vec<(usize, usize)> {
+    let mut spans: Vec<(usize, usize)> = Vec::new();
+    for (row, start) in examples.iter().enumerate() {
+        match spans.last_mut() {
+            Some(span) if span.0 == *start as usize => span.1 = row + 1,
+            _ => spans.push((row, row + 1)),
+        }
+    }
+    spans
+}
+
+#[inline(always)]
+fn example_backward<T: Float>(
+    d_qkv: &Shared<'_, T>,
+    arena: Arena<'_, T>,
+    saved: &Saved<'_, T>,
+    (start, end): (usize, usize),
+    kv_head: usize,
+) {
+    let heads = arena.heads;
+    let (dim, scale) = (heads.head_dim, score_scale::<T>(heads.head_dim));
+    let group = heads.q_heads / heads.kv_heads;
+    // SAFETY: a task alone writes the gradients of its example's key/value head and of the query
+    // heads that share it; the three parts of a row are disjoint.
+    let part = |row: usize, column: usize| unsafe {
+        d_qkv.slice(row * heads.qkv_width() + column * dim, dim)
+    };
+    let (key_column, value_column) =
+        (heads.q_heads + kv_head, heads.q_heads + heads.kv_heads + kv_head);
+    for row in start..end {
+        part(row, key_column).fill(T::ZERO);
+        part(row, value_column).fill(T::ZERO);
+    }
+    for row in start..end {
+        for head in kv_head * group..(kv_head + 1) * group {
+            let place = row * heads.q_heads + head;
+            let (d_o, o) = (&saved.d_o[place * dim..][..dim], &saved.o[place * dim..][..dim]);
+            let (q, lse, along) = (arena.query(row, head), saved.lse[place], dot(d_o, o));
+            let dq = part(row, head);
+            dq.fill(T::ZERO);
+            for source in start..=row {
+                let (k, v) = (arena.key(source, kv_head), arena.value(source, kv_head));
+                let weight = (dot(q, k) * scale - lse).exp();
+                let d_score = weight * (dot(d_o, v) - along) * scale;
+                add_scaled(dq, d_score, k);
+                add_scaled(part(source, key_column), d_score, q);
+                add_scaled(part(source, value_column), weight, d_o);
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The CPU device: the readable specification of every operation, generic over f32 and f64.
+//!
+//! One file per family of operations, forward beside backward, over plain slices. Results depend
+//! neither on the number of threads nor on what else is in the batch, bit for bit:
+//! - each row is computed alone, sums in an order given by its length ([`lanes`]) or its keys;
+//! - matrix products go through one function with a constant shape ([`matmul`]);
+//! - gradients add one partial per tile of an example in canonical order ([`smlm`]).
+
+mod attention;
+mod attention_paged;
+mod attention_train;
+mod device;
+mod float;
+mod lanes;
+mod linear;
+mod loss;
+mod matmul;
+mod norm;
+mod optimizer;
+mod random;
+mod rope;
+mod rows;
+mod sample;
+mod segments;
+mod silu;
+mod smlm;
+mod threads;
+
+use std::marker::PhantomData;
+
+pub use float::Float;
+
+use crate::{Buffer, In, Out, Result};
+use threads::Threads;
+
+/// A device whose memory is plain vectors and which has done everything when a call returns.
+pub struct Cpu<T> {
+    threads: Threads,
+    precision: PhantomData<fn() -> T>,
+}
+
+impl<T: Float> Cpu<T> {
+    /// Computes on `threads` threads, the calling one among them; 0: one per core. Errors when the
+    /// system refuses threads.
+    pub fn new(threads: usize) -> Result<Self> {
+        Ok(Self { threads: Threads::new(threads)?, precision: PhantomData })
+    }
+}
+
+impl<T> Buffer for Vec<T> {
+    fn len(&self) -> usize {
+        Vec::len(self)
+    }
+}
+
+impl<'a, T> In<'a, Vec<T>> {
+    /// The elements.
+    pub fn slice(self) -> &'a [T] {
+        &self.buffer[self.start..][..self.len]
+    }
+}
+
+impl<'a, T> Out<'a, Vec<T>> {
+    /// The elements.
+    pub fn slice_mut(self) -> &'a mut [T] {
+        &mut self.buffer[self.start..][..self.len]
+    }
+}
