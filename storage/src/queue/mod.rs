@@ -1,3 +1,113 @@
-//! The queue between gateways and workers: inboxes, token messages, presence.
+//! The queue between gateways and workers: inboxes, control, token messages, presence. One trait;
+//! in-process here, the same envelopes over Redis in the other form. Everything is bounded.
 
+mod local;
+mod local_inbox;
 pub mod message;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+pub use local::{LocalQueue, QueueLimits};
+use local_inbox::InboxEnd;
+use message::{Request, ToWorker, TokenMessage, WorkerPresence};
+
+/// Outcome of placing a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// In the worker's inbox.
+    Accepted,
+    /// The inbox is full: try the next worker.
+    Full,
+    /// No such worker.
+    Gone,
+}
+
+/// Outcome of a control message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Controlled {
+    /// On its way; also when what it cancels was still waiting in the inbox and is now removed.
+    Sent,
+    /// No such worker.
+    Gone,
+}
+
+/// Outcome of a token message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// The gateway will read it.
+    Delivered,
+    /// The gateway reads too slowly and the message is lost: it will see the gap in the sequence
+    /// and place its requests again.
+    Dropped,
+    /// No such gateway: drop its requests.
+    GatewayGone,
+}
+
+/// Moves messages between gateways and workers.
+#[async_trait]
+pub trait Queue: Send + Sync + 'static {
+    /// Puts a request into a worker's inbox; never waits for room.
+    async fn place(&self, worker_id: &str, request: Request) -> crate::Result<Placed>;
+
+    /// Sends a cancel or nudge past the requests; never lost to a full inbox (it waits instead).
+    /// A cancel of a request that still waits in the inbox removes it: the worker sees neither.
+    async fn control(&self, worker_id: &str, message: ToWorker) -> crate::Result<Controlled>;
+
+    /// Tells every worker that a job's row changed.
+    async fn nudge_job(&self, job_id: &str) -> crate::Result<()>;
+
+    /// The workers alive, by id.
+    async fn workers(&self) -> crate::Result<Vec<WorkerPresence>>;
+
+    /// Announces a gateway and opens its stream of token messages; dropping the receiver ends its
+    /// presence. A second receiver for one id ends the first.
+    async fn gateway_tokens(&self, gateway_id: &str) -> crate::Result<TokenReceiver>;
+
+    /// Announces a worker and opens its inbox; dropping the inbox ends its presence, and what
+    /// waited in it is gone (gateways see the presence go and place again). A second inbox for one
+    /// id ends the first.
+    async fn open_inbox(&self, presence: WorkerPresence) -> crate::Result<Inbox>;
+
+    /// Updates a worker's presence. Ignored if it has no inbox, or one of another incarnation.
+    async fn refresh(&self, presence: WorkerPresence) -> crate::Result<()>;
+
+    /// Sends a token message; waits a little for a slow gateway.
+    async fn publish(&self, gateway_id: &str, message: TokenMessage) -> crate::Result<Delivered>;
+
+    /// The gateways alive, by id.
+    async fn gateways(&self) -> crate::Result<Vec<String>>;
+}
+
+/// A gateway's stream of token messages.
+#[derive(Debug)]
+pub struct TokenReceiver {
+    messages: mpsc::Receiver<TokenMessage>,
+    _presence: local::GatewayPresence,
+}
+
+impl TokenReceiver {
+    /// The next message; None once another receiver took over this gateway's id.
+    pub async fn recv(&mut self) -> Option<TokenMessage> {
+        self.messages.recv().await
+    }
+}
+
+/// A worker's inbox.
+#[derive(Debug)]
+pub struct Inbox {
+    end: InboxEnd,
+    _presence: local::WorkerEntry,
+}
+
+impl Inbox {
+    /// The next message, control before requests; None once another inbox took over this id.
+    pub async fn recv(&mut self) -> Option<ToWorker> {
+        self.end.recv().await
+    }
+
+    /// The next message if one waits.
+    pub fn try_recv(&mut self) -> Option<ToWorker> {
+        self.end.try_recv()
+    }
+}

@@ -1,0 +1,268 @@
+//! Rows in SQLite or Postgres through one set of statements (sqlx `Any`, `$1` placeholders;
+//! BIGINT, DOUBLE PRECISION and TEXT columns; 0/1 for booleans, JSON as text).
+//!
+//! Policy: writes run in short transactions begun by [`Db::begin`]; times that decide anything
+//! (leases, expiry) are the database's own clock; list order is a `sequences` number drawn inside
+//! the inserting transaction, whose row lock makes number order and commit order the same, so a
+//! page never misses a row that commits late. Knows no HTTP, no queue and no object bytes.
+
+mod adapters;
+mod bases;
+mod checkpoints;
+mod dialect;
+mod events;
+mod files;
+mod idempotency;
+mod jobs;
+mod keys;
+mod migrations;
+mod page;
+mod resolve;
+mod row;
+mod usage;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Transaction};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub use adapters::{AdapterDeleted, AdapterName, AdapterRow, Adapters, NewAdapter};
+pub use bases::{BaseRow, Bases, NewBase, Upserted};
+pub use checkpoints::{CheckpointRow, Checkpoints, NewCheckpoint};
+pub use events::{EventRow, EventType, Events, Level, NewEvent, event_kind};
+pub use files::{FileDeleted, FileRow, Files, NewFile};
+pub use idempotency::{Idempotency, Inserted};
+pub use jobs::{
+    AdapterRef, By, Claim, Claimant, Intent, JobCreated, JobError, JobRow, JobStatus, JobWrite,
+    Jobs, MetadataFilter, NewJob, Progress, Renewed, ResumePointRow, StatusChange, Transition,
+    Written, may_change,
+};
+pub use keys::{Caller, KeyRow, Keys, Role};
+pub use page::{Listing, Order, Page};
+pub use resolve::Resolved;
+pub use usage::{Usage, UsageRow, UsageSum};
+
+use crate::error::{Error, Result};
+use dialect::Dialect;
+
+/// Name of the SQLite file inside the data folder.
+const ROWS_FILE: &str = "rows.sqlite3";
+
+/// Held while a process creates or migrates the SQLite file: switching to WAL and creating tables
+/// cannot be retried by SQLite's own busy handler.
+const OPENING_FILE: &str = "rows.opening";
+
+/// Runs of one transaction before its collision with others is reported.
+const TRANSACTION_RUNS: u32 = 8;
+
+/// The rows. Cheap to clone; all clones share one pool.
+#[derive(Clone, Debug)]
+pub struct Db {
+    pool: AnyPool,
+    dialect: Dialect,
+    /// One writer at a time in this process on SQLite: writers queue here in order instead of
+    /// polling the file lock. Other processes are handled by the busy timeout.
+    writers: Option<Arc<Semaphore>>,
+}
+
+impl Db {
+    /// Opens (creating and migrating it if need be) the SQLite file in a data folder. Takes no
+    /// lock that outlives the call, so `keys create` may run beside `serve`.
+    pub async fn open_folder(folder: &Path) -> Result<Self> {
+        let opening = crate::folder::lock_while_opening(&folder.join(OPENING_FILE)).await?;
+        let url = sqlite_url(&folder.join(ROWS_FILE))?;
+        let db = Self::connect(Dialect::Sqlite, &url).await?;
+        sqlx::query("PRAGMA journal_mode = WAL").execute(&db.pool).await?;
+        let mut transaction = db.pool.begin_with(db.dialect.begin_write()).await?;
+        migrations::migrator().run(&mut *transaction).await?;
+        transaction.commit().await?;
+        drop(opening);
+        Ok(db)
+    }
+
+    /// Opens and migrates the database at `postgres://…`; sqlx's advisory lock lets any number of
+    /// processes start at once.
+    pub async fn open_url(url: &str) -> Result<Self> {
+        if Dialect::of_url(url) != Some(Dialect::Postgres) {
+            return Err(Error::DatabaseScheme);
+        }
+        let db = Self::connect(Dialect::Postgres, url).await?;
+        migrations::migrator().run(&db.pool).await?;
+        Ok(db)
+    }
+
+    async fn connect(dialect: Dialect, url: &str) -> Result<Self> {
+        sqlx::any::install_default_drivers();
+        let pool = dialect.pool_options().connect(url).await?;
+        let writers = (dialect == Dialect::Sqlite).then(|| Arc::new(Semaphore::new(1)));
+        Ok(Self { pool, dialect, writers })
+    }
+
+    /// Base models ever served.
+    pub fn bases(&self) -> Bases<'_> {
+        Bases { db: self }
+    }
+
+    /// API keys.
+    pub fn keys(&self) -> Keys<'_> {
+        Keys { db: self }
+    }
+
+    /// Uploaded and result files.
+    pub fn files(&self) -> Files<'_> {
+        Files { db: self }
+    }
+
+    /// Fine-tuning jobs, their claims and resume points.
+    pub fn jobs(&self) -> Jobs<'_> {
+        Jobs { db: self }
+    }
+
+    /// What happened to each job.
+    pub fn events(&self) -> Events<'_> {
+        Events { db: self }
+    }
+
+    /// Listed checkpoints of each job.
+    pub fn checkpoints(&self) -> Checkpoints<'_> {
+        Checkpoints { db: self }
+    }
+
+    /// Adapters, imported or trained.
+    pub fn adapters(&self) -> Adapters<'_> {
+        Adapters { db: self }
+    }
+
+    /// Token counts per organization, model and hour.
+    pub fn usage(&self) -> Usage<'_> {
+        Usage { db: self }
+    }
+
+    /// One round trip: the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Ends all connections; later calls fail.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Begins a write transaction; dropped without `commit`, nothing of it remains.
+    async fn begin(&self) -> Result<Write> {
+        let turn = match &self.writers {
+            None => None,
+            // The semaphore is never closed, so a failed acquire means nothing here.
+            Some(writers) => Arc::clone(writers).acquire_owned().await.ok(),
+        };
+        let transaction = self.pool.begin_with(self.dialect.begin_write()).await?;
+        Ok(Write { transaction, dialect: self.dialect, _turn: turn })
+    }
+
+    /// The clock expression for statements outside a [`Write`].
+    fn now_ms(&self) -> &'static str {
+        self.dialect.now_ms()
+    }
+}
+
+/// A write transaction under way.
+struct Write {
+    transaction: Transaction<'static, Any>,
+    dialect: Dialect,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Write {
+    fn connection(&mut self) -> &mut AnyConnection {
+        &mut self.transaction
+    }
+
+    fn now_ms(&self) -> &'static str {
+        self.dialect.now_ms()
+    }
+
+    /// The next list number of `name`; its row stays locked until commit, so numbers become
+    /// visible in order.
+    async fn next_sequence(&mut self, name: &'static str) -> Result<i64> {
+        let number = sqlx::query_scalar(
+            "UPDATE sequences SET value = value + 1 WHERE name = $1 RETURNING value",
+        )
+        .bind(name)
+        .fetch_one(self.connection())
+        .await?;
+        Ok(number)
+    }
+
+    async fn commit(self) -> Result<()> {
+        self.transaction.commit().await?;
+        Ok(())
+    }
+}
+
+/// Decides whether a failed transaction runs again.
+struct Patience {
+    runs: u32,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { runs: 0 }
+    }
+
+    /// True after a short random pause if `error` was a collision and runs are left.
+    async fn again(&mut self, error: &Error) -> bool {
+        self.runs += 1;
+        if !error.is_transient() || self.runs >= TRANSACTION_RUNS {
+            return false;
+        }
+        let pause_ms = rand::rng().random_range(1..=10 << self.runs.min(5));
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        true
+    }
+}
+
+/// Runs a transaction (an expression that begins and commits its own) until it does not collide.
+macro_rules! patiently {
+    ($transaction:expr) => {{
+        let mut patience = crate::db::Patience::new();
+        loop {
+            match $transaction.await {
+                Err(error) if patience.again(&error).await => continue,
+                outcome => break outcome,
+            }
+        }
+    }};
+}
+use patiently;
+
+/// A statement put together from constants of this crate; values are always bound.
+fn sql(text: String) -> AssertSqlSafe<String> {
+    AssertSqlSafe(text)
+}
+
+/// Refuses what Postgres cannot store as text.
+fn without_nul(field: &'static str, text: &str) -> Result<()> {
+    if text.contains('\0') { Err(Error::NulCharacter { field }) } else { Ok(()) }
+}
+
+/// The address of a file, percent-encoded so that any folder name works.
+fn sqlite_url(file: &Path) -> Result<String> {
+    let text = file.to_str().ok_or_else(|| Error::Folder {
+        path: file.to_owned(),
+        source: std::io::Error::other("the path is not valid UTF-8"),
+    })?;
+    let encoded: String = text
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect();
+    Ok(format!("sqlite://{encoded}?mode=rwc"))
+}

@@ -1,0 +1,257 @@
+//! Immutable objects: files, adapters, resume points. Keys are an enum; nothing a client wrote
+//! ever becomes part of a path. An object is there whole or not at all.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as StorePath;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+
+use crate::error::{Error, Result};
+
+/// Bytes buffered before a part of an upload is written; S3 wants at least 5 MiB.
+const PART_BYTES: usize = 8 << 20;
+
+/// Parts of one upload written at once; with the buffer this bounds its memory to 24 MiB.
+const PARTS_IN_FLIGHT: usize = 2;
+
+/// Names an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ObjectKey {
+    /// An uploaded or result file.
+    File {
+        /// `file-…`
+        id: String,
+    },
+    /// `adapter_config.json` of an adapter.
+    AdapterConfig {
+        /// Its folder, as the row names it.
+        object: String,
+    },
+    /// `adapter_model.safetensors` of an adapter.
+    AdapterWeights {
+        /// Its folder, as the row names it.
+        object: String,
+    },
+    /// Everything needed to resume a job.
+    ResumePoint {
+        /// `ftjob-…`
+        job: String,
+        /// The attempt that wrote it.
+        attempt: i64,
+        /// Optimizer steps done.
+        step: i64,
+    },
+}
+
+/// Kinds of objects, to list them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// Files.
+    Files,
+    /// Adapters.
+    Adapters,
+    /// Resume points.
+    ResumePoints,
+}
+
+/// Folder of an adapter a job wrote at a step of an attempt.
+pub fn job_adapter_folder(job: &str, attempt: i64, step: i64) -> String {
+    format!("adapters/{job}/{attempt}-{step}")
+}
+
+/// Folder of an imported adapter; `import` is a fresh random name.
+pub fn imported_adapter_folder(import: &str) -> String {
+    format!("adapters/imported/{import}")
+}
+
+impl ObjectKind {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Files => "files",
+            Self::Adapters => "adapters",
+            Self::ResumePoints => "resume-points",
+        }
+    }
+}
+
+impl ObjectKey {
+    fn path(&self) -> Result<StorePath> {
+        let text = match self {
+            Self::File { id } => format!("files/{id}"),
+            Self::AdapterConfig { object } => format!("{object}/adapter_config.json"),
+            Self::AdapterWeights { object } => format!("{object}/adapter_model.safetensors"),
+            Self::ResumePoint { job, attempt, step } => {
+                format!("resume-points/{job}/{attempt}-{step}")
+            }
+        };
+        checked(text)
+    }
+}
+
+/// Only plain segments: ids and folders come from our rows, and a wrong one must not leave the
+/// store's root.
+fn checked(text: String) -> Result<StorePath> {
+    let plain = text.split('/').all(|segment| {
+        !segment.is_empty()
+            && !segment.starts_with('.')
+            && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    });
+    match StorePath::parse(&text) {
+        Ok(path) if plain => Ok(path),
+        _ => Err(Error::ObjectName(text)),
+    }
+}
+
+/// One object in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectEntry {
+    /// Its full name in the store.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// Unix seconds by the store's clock.
+    pub modified_at: i64,
+}
+
+/// The object store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    store: Arc<dyn ObjectStore>,
+}
+
+impl Objects {
+    /// Objects in a local folder, which is made if need be. Parts of uploads that a killed process
+    /// left behind are removed, so only one process may open the folder.
+    pub fn open_local(folder: &Path) -> Result<Self> {
+        crate::folder::create(folder)?;
+        remove_unfinished(folder)?;
+        // fsync: a row that names an object must never outlive it in a power cut.
+        let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
+        Ok(Self { store: Arc::new(store) })
+    }
+
+    /// Stores an object whole; one already there under the key is replaced whole.
+    pub async fn put(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        self.store.put(&key.path()?, PutPayload::from_bytes(bytes)).await?;
+        Ok(())
+    }
+
+    /// Begins an upload of unknown size. Until [`ObjectWriter::finish`] returns, readers see
+    /// nothing of it; dropped before, nothing remains.
+    pub async fn writer(&self, key: &ObjectKey) -> Result<ObjectWriter> {
+        let upload = self.store.put_multipart(&key.path()?).await?;
+        let parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+        Ok(ObjectWriter { parts, bytes: 0 })
+    }
+
+    /// The whole object in memory.
+    pub async fn get(&self, key: &ObjectKey) -> Result<Bytes> {
+        let path = key.path()?;
+        let found = self.store.get(&path).await.map_err(|error| missing(error, &path))?;
+        found.bytes().await.map_err(|error| missing(error, &path))
+    }
+
+    /// Size and bytes in chunks.
+    pub async fn get_stream(
+        &self,
+        key: &ObjectKey,
+    ) -> Result<(u64, BoxStream<'static, Result<Bytes>>)> {
+        let path = key.path()?;
+        let found = self.store.get(&path).await.map_err(|error| missing(error, &path))?;
+        let bytes = found.meta.size;
+        Ok((bytes, found.into_stream().map_err(Error::from).boxed()))
+    }
+
+    /// Size, or None if there is no such object.
+    pub async fn head(&self, key: &ObjectKey) -> Result<Option<u64>> {
+        match self.store.head(&key.path()?).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes an object; one that is not there is as good as removed.
+    pub async fn delete(&self, key: &ObjectKey) -> Result<()> {
+        match self.store.delete(&key.path()?).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Every object of a kind, in no order.
+    pub fn list(&self, kind: ObjectKind) -> BoxStream<'static, Result<ObjectEntry>> {
+        let prefix = StorePath::from(kind.folder());
+        self.store
+            .list(Some(&prefix))
+            .map_ok(|meta| ObjectEntry {
+                name: meta.location.to_string(),
+                bytes: meta.size,
+                modified_at: meta.last_modified.timestamp(),
+            })
+            .map_err(Error::from)
+            .boxed()
+    }
+}
+
+/// An upload under way.
+pub struct ObjectWriter {
+    parts: WriteMultipart,
+    bytes: u64,
+}
+
+impl ObjectWriter {
+    /// Adds bytes; waits while the store is behind.
+    pub async fn write(&mut self, chunk: Bytes) -> Result<()> {
+        self.parts.wait_for_capacity(PARTS_IN_FLIGHT).await?;
+        self.bytes += chunk.len() as u64;
+        self.parts.put(chunk);
+        Ok(())
+    }
+
+    /// Bytes written so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Makes the object visible; returns its size.
+    pub async fn finish(self) -> Result<u64> {
+        self.parts.finish().await?;
+        Ok(self.bytes)
+    }
+
+    /// Gives up and waits until nothing remains; dropping does the same without waiting.
+    pub async fn abort(self) -> Result<()> {
+        self.parts.abort().await?;
+        Ok(())
+    }
+}
+
+fn missing(error: object_store::Error, path: &StorePath) -> Error {
+    match error {
+        object_store::Error::NotFound { .. } => Error::ObjectMissing(path.to_string()),
+        other => other.into(),
+    }
+}
+
+/// Removes what uploads cut short by a crash have left: the store writes to `name#number` first.
+fn remove_unfinished(folder: &Path) -> Result<()> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Folder { path, source }
+    };
+    for entry in std::fs::read_dir(folder).map_err(failed(folder))? {
+        let path = entry.map_err(failed(folder))?.path();
+        if path.is_dir() {
+            remove_unfinished(&path)?;
+        } else if path.file_name().is_some_and(|name| name.as_encoded_bytes().contains(&b'#')) {
+            std::fs::remove_file(&path).map_err(failed(&path))?;
+        }
+    }
+    Ok(())
+}
