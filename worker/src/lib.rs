@@ -1,3 +1,4 @@
 //! placeholder
 pub mod adapters;
 pub mod base;
+pub mod text;
