@@ -25,7 +25,8 @@ pub(super) fn grad_norm<T: Float>(threads: &Threads, norm: &mut [T], grads: &[T]
             partial[0] = lanes.iter().sum();
         },
     );
-    let total = T::from_f64(partials.iter().sum::<f64>().sqrt());
+    let squares = partials.iter().fold(0.0, |sum, partial| sum + partial);
+    let total = T::from_f64(squares.sqrt());
     norm[0] = total;
     norm[1] = if total.is_finite() { T::ONE } else { T::ZERO };
 }
