@@ -47,7 +47,8 @@ impl AdapterShape {
         if !(1..=RANK_LIMIT).contains(&rank) {
             return Err(ShapeError::Rank(rank));
         }
-        if !(alpha.is_finite() && alpha > 0.0) {
+        // Devices hold the scale as f32.
+        if !((alpha as f32).is_finite() && alpha as f32 > 0.0) {
             return Err(ShapeError::Alpha(alpha));
         }
         targets.sort_unstable();

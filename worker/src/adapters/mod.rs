@@ -5,8 +5,10 @@
 
 pub mod init;
 pub mod layout;
+pub mod pages;
 pub mod peft;
 mod peft_config;
+pub mod registry;
 
 pub use init::{Init, init_adapter};
 pub use layout::{AdapterLayout, AdapterShape, Part, ShapeError, TensorSpot};

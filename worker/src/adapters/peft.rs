@@ -5,6 +5,7 @@
 //! layer is refused by name. Written files are the same bytes for the same adapter.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use kernels::Module;
 use safetensors::tensor::{Dtype, TensorView};
@@ -12,12 +13,14 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::layout::{AdapterLayout, AdapterShape, Part, ShapeError, TensorSpot};
 use super::peft_config::{PeftConfig, read_config};
 use crate::base::ModuleDims;
-use crate::base::json::FieldError;
+use crate::base::json::{FieldError, quoted};
 use crate::base::module_path;
-use crate::base::safetensor::{read_entries, to_f32};
+use crate::base::safetensor::{Entry, Stored, read_entries, to_f32};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// Longest key in an error, in characters.
+const KEY_CHARS: usize = 160;
 const KEY_PREFIX: &str = "base_model.model.model.layers.";
 
 /// An adapter read from PEFT's files.
@@ -54,7 +57,7 @@ pub enum PeftError {
 }
 
 fn key_fault(key: impl Into<String>, reason: impl Into<String>) -> PeftError {
-    PeftError::Key { key: key.into(), reason: reason.into() }
+    PeftError::Key { key: quoted(&key.into(), KEY_CHARS), reason: reason.into() }
 }
 
 /// PEFT's key of a matrix.
@@ -109,23 +112,38 @@ pub fn read(
     let shape = AdapterShape::new(config.rank, config.alpha, config.use_rslora, targets)?;
     config.check_targets(&shape.targets)?;
     let layout = AdapterLayout::new(dims, &shape);
+    let tensors = check_tensors(&entries, &layout)?;
     let mut values = vec![0.0; layout.len()];
-    for spot in layout.tensors() {
-        let key = key_of(spot.layer, spot.module, spot.part);
-        let Some(entry) = entries.get(&key) else {
-            let reason = "is missing: a target module needs both matrices in every layer";
-            return Err(key_fault(key, reason));
-        };
-        check_shape(&key, &entry.shape, &spot)?;
-        let stored =
-            entry.stored.clone().map_err(|reason| key_fault(&key, format!("is {reason}")))?;
-        let tensor = to_f32(&weights[entry.bytes.clone()], stored);
+    for (spot, key, (bytes, stored)) in tensors {
+        let tensor = to_f32(&weights[bytes], stored);
         if let Some(at) = tensor.iter().position(|value| !value.is_finite()) {
             return Err(key_fault(key, format!("holds {} at element {at}", tensor[at])));
         }
         values[spot.offset..spot.offset + spot.len()].copy_from_slice(&tensor);
     }
     Ok(PeftAdapter { shape, values, warnings: config.warnings(base_name) })
+}
+
+type Place = (Range<usize>, Stored);
+
+/// Finds every matrix of the layout. Only then is memory taken, so that a small file which
+/// promises much cannot claim it.
+fn check_tensors(
+    entries: &BTreeMap<String, Entry>,
+    layout: &AdapterLayout,
+) -> Result<Vec<(TensorSpot, String, Place)>, PeftError> {
+    let find = |spot: TensorSpot| {
+        let key = key_of(spot.layer, spot.module, spot.part);
+        let Some(entry) = entries.get(&key) else {
+            let reason = "is missing: a target module needs both matrices in every layer";
+            return Err(key_fault(key, reason));
+        };
+        check_shape(&key, &entry.shape, &spot)?;
+        let stored = entry.stored.clone();
+        let stored = stored.map_err(|reason| key_fault(&key, format!("is {reason}")))?;
+        Ok((spot, key, (entry.bytes.clone(), stored)))
+    };
+    layout.tensors().map(find).collect()
 }
 
 fn check_shape(key: &str, found: &[usize], spot: &TensorSpot) -> Result<(), PeftError> {

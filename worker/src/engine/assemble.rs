@@ -1,0 +1,47 @@
+//! From a plan to a batch: flat rows, segment table, block lists.
+
+use super::scheduler::{Plan, Scheduler, Share};
+use super::sequence::Sequence;
+use crate::model::Batch;
+use kernels::tables::{SegmentRow, SequenceRow};
+
+/// Appends the plan's rows to a batch that may hold a training chunk already.
+pub fn append(batch: &mut Batch, plan: &Plan, scheduler: &Scheduler, block_size: usize) {
+    for share in &plan.shares {
+        if let Some(sequence) = scheduler.get(share.id) {
+            append_share(batch, share, sequence, block_size);
+        }
+    }
+}
+
+fn append_share(batch: &mut Batch, share: &Share, sequence: &Sequence, block_size: usize) {
+    let row = batch.rows();
+    for position in share.first..share.first + share.rows {
+        let block = sequence.blocks[position / block_size] as usize;
+        batch.ids.push(sequence.tokens[position] as i32);
+        batch.positions.push(position as i32);
+        batch.kv_rows.push((block * block_size + position % block_size) as i32);
+    }
+    let mut entry = [0; SequenceRow::WIDTH];
+    entry[SequenceRow::ROW] = row as i32;
+    entry[SequenceRow::ROWS] = share.rows as i32;
+    entry[SequenceRow::POSITION] = share.first as i32;
+    entry[SequenceRow::BLOCKS] = batch.blocks.len() as i32;
+    batch.sequences.extend_from_slice(&entry);
+    let held = (share.first + share.rows).div_ceil(block_size);
+    batch.blocks.extend(sequence.blocks[..held].iter().map(|block| *block as i32));
+
+    if let Some(slot) = sequence.slot {
+        let mut segment = [0; SegmentRow::WIDTH];
+        segment[SegmentRow::ROW] = row as i32;
+        segment[SegmentRow::ROWS] = share.rows as i32;
+        segment[SegmentRow::SLOT] = slot as i32;
+        segment[SegmentRow::S_START] = batch.rank_rows as i32;
+        segment[SegmentRow::POSITION] = share.first as i32;
+        batch.segments.extend_from_slice(&segment);
+        batch.rank_rows += share.rows * sequence.rank;
+    }
+    if share.sample {
+        batch.sample_rows.push((row + share.rows - 1) as i32);
+    }
+}

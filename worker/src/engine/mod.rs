@@ -1,0 +1,229 @@
+//! The engine: one loop that serves and trains in the same batches.
+//!
+//! One thread, at its own pace: take commands, plan, run, hand out. No await, no input or output,
+//! no device allocation after start. It waits for nothing but the step's own sampled tokens, and
+//! for a command when there is nothing to do.
+
+mod assemble;
+pub mod blocks;
+pub mod command;
+mod draw;
+pub mod gauges;
+mod pace;
+mod scheduler;
+mod sequence;
+mod serving;
+mod training;
+
+use crate::adapters::registry::Registry;
+use crate::model::{Batch, Model, SampleRows};
+use blocks::BlockPool;
+use command::{Command, Event, Output, RequestKey};
+use gauges::Gauges;
+use kernels::{Device, Result};
+use pace::Pace;
+use scheduler::{Plan, Scheduler, StepLimits};
+use serving::Serving;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::mpsc::{Receiver, Sender};
+use training::Training;
+
+/// Bounds and objectives of the loop.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Sequences that may be queued or running; more are refused.
+    pub max_queue: usize,
+    /// Jobs that may train at once.
+    pub max_jobs: usize,
+    /// Rows that a micro-batch aims at.
+    pub target_rows: usize,
+    /// Objective for the time between two tokens of a stream.
+    pub tpot: Duration,
+    /// Training rows that every step may carry whatever the objective says.
+    pub least_rows: usize,
+    /// Fill freed memory with NaN: tests prove with it that nothing reads what it did not write.
+    pub poison: bool,
+}
+
+/// See the module.
+pub struct Engine<D: Device> {
+    model: Model<D>,
+    options: Options,
+    commands: Receiver<Command>,
+    events: Sender<Event>,
+    gauges: Arc<Gauges>,
+    scheduler: Scheduler,
+    blocks: BlockPool,
+    registry: Registry,
+    serving: Serving,
+    training: Training,
+    pace: Pace,
+    batch: Batch,
+    sample_rows: SampleRows,
+    outputs: Vec<(RequestKey, Output)>,
+    open: bool,
+}
+
+impl<D: Device> Engine<D> {
+    /// An idle engine over a model.
+    pub fn new(
+        model: Model<D>,
+        options: Options,
+        commands: Receiver<Command>,
+        events: Sender<Event>,
+        gauges: Arc<Gauges>,
+    ) -> Self {
+        let sizes = &model.sizes;
+        let blocks = BlockPool::new(sizes.blocks, sizes.block_size);
+        gauges.total_blocks.store(blocks.total(), Relaxed);
+        gauges.free_blocks.store(blocks.free(), Relaxed);
+        Self {
+            registry: Registry::new(sizes.slots, sizes.pool_pages),
+            training: Training::new(sizes.train_pages),
+            pace: Pace::new(options.tpot, options.least_rows),
+            scheduler: Scheduler::default(),
+            serving: Serving::default(),
+            batch: Batch::default(),
+            sample_rows: SampleRows::default(),
+            outputs: Vec::new(),
+            open: true,
+            blocks,
+            model,
+            options,
+            commands,
+            events,
+            gauges,
+        }
+    }
+
+    /// Runs until [`Command::Shutdown`] or until all senders of commands are gone. A fault of the
+    /// device ends the loop with [`Event::Broken`]; leases and presence do the rest.
+    pub fn run(mut self) {
+        while self.open {
+            if let Err(fault) = self.turn() {
+                tracing::error!(error = %fault, "the device failed, the engine stops");
+                self.emit(Event::Broken(fault.to_string()));
+                return;
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        self.take_commands()?;
+        if self.open {
+            self.step()?;
+        }
+        self.flush();
+        Ok(())
+    }
+
+    /// One step: everything that is due gets rows, training fills what the objective leaves.
+    fn step(&mut self) -> Result<()> {
+        let limits = StepLimits {
+            rows: self.model.sizes.step_rows,
+            sample_rows: self.model.sizes.sample_rows,
+            sequences: self.model.sizes.sequences,
+        };
+        let plan = self.scheduler.plan(&mut self.blocks, limits);
+        self.begin_micro()?;
+        let allowance = self.pace.allow(plan.rows(), limits.rows - plan.rows());
+        let micro_rows = self.training.forward_left().min(allowance.rows);
+        self.build(&plan, micro_rows);
+        self.forward(&plan)?;
+        self.train_slices(allowance)?;
+        self.settle_jobs()
+    }
+
+    fn build(&mut self, plan: &Plan, micro_rows: usize) {
+        self.batch.clear();
+        self.training.fill(&mut self.batch, micro_rows);
+        assemble::append(&mut self.batch, plan, &self.scheduler, self.model.sizes.block_size);
+        draw::fill(&mut self.sample_rows, plan, &self.scheduler);
+        Gauges::count(&self.gauges.inference_rows, plan.rows());
+        Gauges::count(&self.gauges.training_rows, micro_rows);
+        Gauges::count(&self.gauges.displaced, usize::from(!plan.freed.is_empty()));
+    }
+
+    fn forward(&mut self, plan: &Plan) -> Result<()> {
+        if self.options.poison {
+            self.model.poison_blocks(&plan.freed)?;
+        }
+        if self.batch.rows() == 0 {
+            return Ok(());
+        }
+        let start = Instant::now();
+        self.model.forward(&self.batch)?;
+        let due = self.batch.sample_rows.len();
+        if due > 0 {
+            self.model.head(due)?;
+            let sampled = self.model.sample(&self.sample_rows)?;
+            self.hand_out(plan, sampled)?;
+        } else {
+            self.count_cached(plan);
+        }
+        self.training.advance(self.batch.micro.rows);
+        self.pace.saw_forward(self.batch.rows(), start.elapsed());
+        Gauges::count(&self.gauges.steps, 1);
+        Ok(())
+    }
+
+    /// Takes what has come; blocks only when there is nothing else to do.
+    fn take_commands(&mut self) -> Result<()> {
+        loop {
+            let command = match self.commands.try_recv() {
+                Ok(command) => command,
+                Err(TryRecvError::Disconnected) => Command::Shutdown,
+                Err(TryRecvError::Empty) if !self.is_idle() => return Ok(()),
+                Err(TryRecvError::Empty) => {
+                    self.commands.blocking_recv().unwrap_or(Command::Shutdown)
+                }
+            };
+            self.obey(command)?;
+            if !self.open {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.scheduler.is_empty() && self.training.is_idle() && self.outputs.is_empty()
+    }
+
+    fn obey(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Admit(admission) => self.admit(*admission)?,
+            Command::Cancel(request) => self.cancel(request)?,
+            Command::AdapterReady(key, weights) => self.adapter_ready(key, weights)?,
+            Command::AdapterFailed(key, fault) => self.adapter_failed(&key, &fault),
+            Command::ForgetAdapter(key) => self.forget_adapter(&key)?,
+            Command::PinAdapter(key, pinned) => self.pin_adapter(&key, pinned),
+            Command::StartJob(start) => self.start_job(*start)?,
+            Command::PauseJob(job) => self.pause_job(&job)?,
+            Command::StopJob(job) => self.stop_job(&job)?,
+            Command::Shutdown => self.open = false,
+        }
+        Ok(())
+    }
+
+    /// Sends the step's outputs and brings the gauges up to date.
+    fn flush(&mut self) {
+        if !self.outputs.is_empty() {
+            let outputs = std::mem::take(&mut self.outputs);
+            self.emit(Event::Outputs(outputs));
+        }
+        let gauges = &self.gauges;
+        gauges.requests.store(self.serving.requests(), Relaxed);
+        gauges.free_blocks.store(self.blocks.free(), Relaxed);
+        gauges.training_jobs.store(self.training.jobs(), Relaxed);
+    }
+
+    /// Hands an event out. A full channel makes the engine wait: its reader only forwards.
+    fn emit(&mut self, event: Event) {
+        if self.events.blocking_send(event).is_err() {
+            self.open = false;
+        }
+    }
+}

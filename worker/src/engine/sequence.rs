@@ -1,0 +1,99 @@
+//! One choice of a request while it runs: its tokens, blocks and slot. Plain data.
+
+use super::blocks::Block;
+use super::command::{Drawn, Finish, RequestKey, SamplingSpec};
+use crate::adapters::registry::Slot;
+use crate::text::Detokenizer;
+use std::sync::Arc;
+
+/// Number of a sequence; ascending with admission.
+pub type SequenceId = u64;
+
+/// What the choices of a request share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The request.
+    pub request: RequestKey,
+    /// Drawing.
+    pub sampling: SamplingSpec,
+    /// Tokens that end a choice.
+    pub end_tokens: Vec<u32>,
+    /// End tokens are banned before so many generated tokens.
+    pub min_tokens: u32,
+}
+
+/// See the module.
+pub struct Sequence {
+    /// Shared parameters.
+    pub shared: Arc<Shared>,
+    /// Choice index.
+    pub choice: u32,
+    /// Prompt and generated tokens.
+    pub tokens: Vec<u32>,
+    /// Length of the prompt.
+    pub prompt_len: usize,
+    /// Longest length, prompt included.
+    pub max_len: usize,
+    /// Tokens whose keys and values are cached.
+    pub cached: usize,
+    /// KV blocks, in order.
+    pub blocks: Vec<Block>,
+    /// Adapter slot it reads, none: the base alone.
+    pub slot: Option<Slot>,
+    /// Rank of that adapter, 0: none.
+    pub rank: usize,
+    /// Text state.
+    pub detokenizer: Detokenizer,
+}
+
+/// What a drawn token led to.
+#[derive(Debug, PartialEq)]
+pub struct Advance {
+    /// Index of the token among the generated ones.
+    pub index: u32,
+    /// The token.
+    pub token: Drawn,
+    /// Text that became certain.
+    pub text: String,
+    /// Set when the choice is over.
+    pub finish: Option<Finish>,
+}
+
+impl Sequence {
+    /// Tokens generated so far.
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens that still have to go through the model before the next can be drawn.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.cached
+    }
+
+    /// Whether it only needs its last token's row.
+    pub fn decodes(&self) -> bool {
+        self.pending() == 1 && self.cached > 0
+    }
+
+    /// Appends a drawn token: decides about the end, and which text may leave.
+    pub fn push(&mut self, token: Drawn) -> Advance {
+        let index = self.generated() as u32;
+        let id = token.id;
+        self.tokens.push(id);
+        if self.shared.end_tokens.contains(&id) {
+            let text = self.detokenizer.finish();
+            return Advance { index, token, text, finish: Some(Finish::Stop) };
+        }
+        let delta = self.detokenizer.push(id);
+        let mut text = delta.text;
+        let finish = if delta.stopped {
+            Some(Finish::Stop)
+        } else if self.tokens.len() >= self.max_len {
+            text.push_str(&self.detokenizer.finish());
+            Some(Finish::Length)
+        } else {
+            None
+        };
+        Advance { index, token, text, finish }
+    }
+}

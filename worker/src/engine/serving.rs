@@ -1,0 +1,349 @@
+//! Requests in the engine: admission, waiting for an adapter, handing tokens out, the end.
+
+use super::Engine;
+use super::command::{
+    AdapterWeights, Admission, Choice, Drawn, Event, Fault, FaultKind, Output, RequestKey, Target,
+};
+use super::gauges::ResidentGauge;
+use super::scheduler::Plan;
+use super::sequence::{Sequence, SequenceId, Shared};
+use crate::adapters::registry::{Attached, Slot};
+use crate::model::{MAX_BIAS, Sampled};
+use kernels::tables::SlotRow;
+use kernels::{Device, Result};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Room in the bias table that is kept for end tokens banned by `min_tokens`.
+const BIAS_RESERVE: usize = 64;
+
+/// Requests and what they wait for.
+#[derive(Default)]
+pub struct Serving {
+    /// Choices that each request still has in the engine.
+    open: BTreeMap<RequestKey, usize>,
+    /// Requests without their adapter's weights, by its key.
+    parked: BTreeMap<String, Vec<Admission>>,
+    /// Weights that came while every slot was in use.
+    roomless: VecDeque<(String, AdapterWeights)>,
+}
+
+impl Serving {
+    /// Requests queued or running.
+    pub fn requests(&self) -> usize {
+        self.open.len() + self.parked.values().map(Vec::len).sum::<usize>()
+    }
+}
+
+impl<D: Device> Engine<D> {
+    /// Accepts or refuses a request; the answer leaves with this step.
+    pub(super) fn admit(&mut self, admission: Admission) -> Result<()> {
+        if let Some(fault) = self.refuse(&admission) {
+            self.outputs.push((admission.key, Output::Failed(fault)));
+            return Ok(());
+        }
+        let (slot, version) = match &admission.target {
+            Target::Base => (None, "base".to_owned()),
+            Target::LiveJob(job) => match self.training.published(job) {
+                Some((slot, step)) => (Some(slot), format!("{job}@{step}")),
+                None => {
+                    let fault = model_gone(job);
+                    self.outputs.push((admission.key, Output::Failed(fault)));
+                    return Ok(());
+                }
+            },
+            Target::Adapter(key) => (self.registry.find(key), key.clone()),
+        };
+        let prompt_tokens = admission.prompt.len() as u32;
+        self.outputs.push((admission.key, Output::Admitted { prompt_tokens, version }));
+        match (&admission.target, slot) {
+            (Target::Adapter(key), None) => self.park(key.clone(), admission),
+            _ => self.enqueue(admission, slot),
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, admission: &Admission) -> Option<Fault> {
+        let sizes = &self.model.sizes;
+        let fault = |kind, message: String, param: Option<&str>| {
+            Some(Fault { kind, message, param: param.map(str::to_owned) })
+        };
+        let prompt = admission.prompt.len();
+        if prompt == 0 {
+            return fault(FaultKind::Invalid, "the prompt has no token".into(), None);
+        }
+        if prompt >= sizes.max_positions {
+            let limit = sizes.max_positions;
+            let message = format!(
+                "This model's maximum context length is {limit} tokens. However, your prompt has \
+                 {prompt} tokens. Please shorten it: at least one token must be left to generate."
+            );
+            return fault(FaultKind::ContextLength, message, None);
+        }
+        if let Some(id) = admission.prompt.iter().find(|id| **id as usize >= self.vocab()) {
+            let message = format!("token id {id} is not in the vocabulary");
+            return fault(FaultKind::Invalid, message, Some("prompt"));
+        }
+        let bias = &admission.sampling.logit_bias;
+        if bias.len() + BIAS_RESERVE > MAX_BIAS {
+            let message = format!("at most {} token biases are allowed", MAX_BIAS - BIAS_RESERVE);
+            return fault(FaultKind::Invalid, message, Some("logit_bias"));
+        }
+        if let Some((id, _)) = bias.iter().find(|(id, _)| *id as usize >= self.vocab()) {
+            let message = format!("token id {id} is not in the vocabulary");
+            return fault(FaultKind::Invalid, message, Some("logit_bias"));
+        }
+        let queued = self.scheduler.len() + self.serving.parked.len();
+        if queued + admission.choices.len() > self.options.max_queue {
+            return fault(FaultKind::Overloaded, "the worker's queue is full".into(), None);
+        }
+        None
+    }
+
+    fn vocab(&self) -> usize {
+        self.model.config.vocab
+    }
+
+    /// Lets a request wait for its adapter; the first one asks for the weights.
+    fn park(&mut self, key: String, admission: Admission) {
+        let waiting = self.serving.parked.entry(key.clone()).or_default();
+        waiting.push(admission);
+        let first = waiting.len() == 1;
+        if first && !self.serving.roomless.iter().any(|(other, _)| *other == key) {
+            self.emit(Event::NeedAdapter(key));
+        }
+    }
+
+    /// Queues all choices of a request.
+    fn enqueue(&mut self, admission: Admission, slot: Option<Slot>) {
+        let Admission {
+            key, prompt, sampling, max_tokens, min_tokens, end_tokens, choices, ..
+        } = admission;
+        let shared = Arc::new(Shared { request: key, sampling, end_tokens, min_tokens });
+        let limit = max_tokens.map_or(usize::MAX, |max| prompt.len().saturating_add(max as usize));
+        let max_len = limit.min(self.model.sizes.max_positions);
+        let rank = slot
+            .and_then(|slot| self.registry.get(slot))
+            .map_or(0, |resident| resident.layout.shape().rank);
+        for (index, choice) in choices.into_iter().enumerate() {
+            let Choice { replay, finished, detokenizer } = choice;
+            if finished {
+                continue;
+            }
+            if let Some(slot) = slot {
+                self.registry.add_reader(slot);
+            }
+            let mut tokens = prompt.clone();
+            tokens.extend(replay);
+            *self.serving.open.entry(key).or_default() += 1;
+            self.scheduler.add(Sequence {
+                shared: shared.clone(),
+                choice: index as u32,
+                prompt_len: prompt.len(),
+                tokens,
+                max_len,
+                cached: 0,
+                blocks: Vec::new(),
+                slot,
+                rank,
+                detokenizer,
+            });
+        }
+    }
+
+    /// Records that the planned rows are cached, in a step that draws nothing.
+    pub(super) fn count_cached(&mut self, plan: &Plan) {
+        for share in &plan.shares {
+            if let Some(sequence) = self.scheduler.get_mut(share.id) {
+                sequence.cached += share.rows;
+            }
+        }
+    }
+
+    /// Gives each sequence its drawn token and sends what became certain.
+    pub(super) fn hand_out(&mut self, plan: &Plan, sampled: Sampled) -> Result<()> {
+        self.count_cached(plan);
+        let top = self.sample_rows.top;
+        let tokens = sampled.tokens.wait()?;
+        let logprobs = sampled.logprobs.wait()?;
+        let top_ids = sampled.top_ids.wait()?;
+        let top_logprobs = sampled.top_logprobs.wait()?;
+        let drawing = plan.shares.iter().filter(|share| share.sample);
+        for (row, share) in drawing.enumerate() {
+            let Some(sequence) = self.scheduler.get_mut(share.id) else { continue };
+            let logprob = sequence.shared.sampling.logprobs.map(|wanted| {
+                let range = row * top..row * top + usize::from(wanted);
+                let ids = top_ids[range.clone()].iter().map(|id| *id as u32);
+                let top = ids.zip(top_logprobs[range].iter().copied()).collect();
+                (logprobs[row], top)
+            });
+            let advance = sequence.push(Drawn { id: tokens[row] as u32, logprob });
+            let (request, choice) = (sequence.shared.request, sequence.choice);
+            let finish = advance.finish;
+            let output = Output::Tokens {
+                choice,
+                first: advance.index,
+                tokens: vec![advance.token],
+                text: advance.text,
+                finish,
+            };
+            self.outputs.push((request, output));
+            if finish.is_some() {
+                self.release(share.id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a sequence out of the engine and returns all it held.
+    fn release(&mut self, id: SequenceId) -> Result<()> {
+        let Some(sequence) = self.scheduler.remove(id) else { return Ok(()) };
+        if self.options.poison {
+            self.model.poison_blocks(&sequence.blocks)?;
+        }
+        self.blocks.give(sequence.blocks);
+        let request = sequence.shared.request;
+        if let Some(left) = self.serving.open.get_mut(&request) {
+            *left -= 1;
+            if *left == 0 {
+                self.serving.open.remove(&request);
+            }
+        }
+        let Some(slot) = sequence.slot else { return Ok(()) };
+        if let Some(run) = self.registry.drop_reader(slot)
+            && self.options.poison
+        {
+            self.model.pool.poison(&self.model.device, run.page, run.pages)?;
+        }
+        self.tell_residents();
+        self.retry_roomless()
+    }
+
+    pub(super) fn cancel(&mut self, request: RequestKey) -> Result<()> {
+        for id in self.scheduler.select(|sequence| sequence.shared.request == request) {
+            self.release(id)?;
+        }
+        self.serving.parked.retain(|_, waiting| {
+            waiting.retain(|admission| admission.key != request);
+            !waiting.is_empty()
+        });
+        Ok(())
+    }
+
+    /// Puts weights into the pool and starts what waited for them. Without room they wait: for a
+    /// reader to end, never on the device's time.
+    pub(super) fn adapter_ready(&mut self, key: String, weights: AdapterWeights) -> Result<()> {
+        if !self.serving.parked.contains_key(&key) {
+            return Ok(());
+        }
+        if !self.registry.fits_empty(weights.layout.pages()) {
+            let message = "the adapter is larger than the adapter pool".to_owned();
+            let fault = Fault { kind: FaultKind::Overloaded, message, param: None };
+            self.adapter_failed(&key, &fault);
+            return Ok(());
+        }
+        let Some(slot) = self.attach(&key, &weights, None)? else {
+            self.serving.roomless.push_back((key, weights));
+            return Ok(());
+        };
+        for admission in self.serving.parked.remove(&key).unwrap_or_default() {
+            self.enqueue(admission, Some(slot));
+        }
+        Ok(())
+    }
+
+    pub(super) fn adapter_failed(&mut self, key: &str, fault: &Fault) {
+        for admission in self.serving.parked.remove(key).unwrap_or_default() {
+            self.outputs.push((admission.key, Output::Failed(fault.clone())));
+        }
+    }
+
+    pub(super) fn forget_adapter(&mut self, key: &str) -> Result<()> {
+        self.serving.roomless.retain(|(other, _)| other != key);
+        self.adapter_failed(key, &model_gone(key));
+        match self.registry.find(key) {
+            Some(slot) => self.retire(slot),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn pin_adapter(&mut self, key: &str, pinned: bool) {
+        if let Some(slot) = self.registry.find(key) {
+            self.registry.pin(slot, pinned);
+        }
+    }
+
+    fn retry_roomless(&mut self) -> Result<()> {
+        for _ in 0..self.serving.roomless.len() {
+            if let Some((key, weights)) = self.serving.roomless.pop_front() {
+                self.adapter_ready(key, weights)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives an adapter a slot, moves what is in the way, and writes its weights.
+    pub(super) fn attach(
+        &mut self,
+        key: &str,
+        weights: &AdapterWeights,
+        grad_page: Option<u32>,
+    ) -> Result<Option<Slot>> {
+        let layout = weights.layout.clone();
+        let Some(attached) = self.registry.attach(key, layout, grad_page) else {
+            return Ok(None);
+        };
+        self.apply(&attached)?;
+        let slot = attached.slot;
+        if let Some(resident) = self.registry.get(slot) {
+            self.model.pool.write(&self.model.device, resident.run.page, &weights.values)?;
+        }
+        self.tell_residents();
+        Ok(Some(slot))
+    }
+
+    /// Makes the pool and the slot table agree with what the registry decided.
+    fn apply(&mut self, attached: &Attached) -> Result<()> {
+        let model = &mut self.model;
+        if self.options.poison {
+            for run in &attached.freed {
+                model.pool.poison(&model.device, run.page, run.pages)?;
+            }
+        }
+        for step in &attached.moves {
+            model.pool.copy(&model.device, step.from, step.to, step.len)?;
+        }
+        for slot in attached.moves.iter().map(|step| step.slot).chain([attached.slot]) {
+            let Some(resident) = self.registry.get(slot) else { continue };
+            let page = resident.run.page as u32;
+            let row: [i32; SlotRow::WIDTH] = resident.layout.slot_row(page, resident.grad_page);
+            model.pool.set_slot(&model.device, slot, &row)?;
+        }
+        Ok(())
+    }
+
+    /// Removes an adapter from the device as soon as nobody reads it.
+    pub(super) fn retire(&mut self, slot: Slot) -> Result<()> {
+        if let Some(run) = self.registry.retire(slot)
+            && self.options.poison
+        {
+            self.model.pool.poison(&self.model.device, run.page, run.pages)?;
+        }
+        self.tell_residents();
+        self.retry_roomless()
+    }
+
+    fn tell_residents(&self) {
+        let gauge = |key: &str, readers| ResidentGauge { key: key.to_owned(), readers };
+        let list = self
+            .registry
+            .residents()
+            .map(|(slot, resident)| gauge(&resident.key, self.registry.readers(slot)));
+        self.gauges.set_residents(list.collect());
+    }
+}
+
+fn model_gone(model: &str) -> Fault {
+    let message = format!("The model `{model}` does not exist or you do not have access to it.");
+    Fault { kind: FaultKind::ModelNotFound, message, param: Some("model".to_owned()) }
+}

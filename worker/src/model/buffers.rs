@@ -1,0 +1,152 @@
+//! Buffers that a forward step overwrites, and the paged key/value cache.
+
+use super::{Batch, Sizes};
+use crate::base::BaseConfig;
+use kernels::tables::{SegmentRow, SequenceRow};
+use kernels::{Device, In, Out, Result};
+
+/// Activations of one step, `N = sizes.step_rows`.
+pub struct StepBuffers<D: Device> {
+    /// Residual stream `(N, H)`.
+    pub x: D::Act,
+    /// Normed residual `(N, H)`.
+    pub h: D::Act,
+    /// Fused queries, keys, values `(N, (Q+2K)·D)`.
+    pub qkv: D::Act,
+    /// Attention output `(N, Q·D)`.
+    pub o: D::Act,
+    /// What a block adds to the residual `(N, H)`.
+    pub delta: D::Act,
+    /// Fused gate and up `(N, 2F)`.
+    pub gate_up: D::Act,
+    /// Gated activation `(N, F)`.
+    pub act: D::Act,
+    /// S of the group at work.
+    pub s: D::Act,
+    /// Final-normed rows to sample `(sample_rows, H)`, and their gathered residual.
+    pub last: D::Act,
+    /// Gathered residual `(sample_rows, H)`.
+    pub last_x: D::Act,
+    /// Logits `(sample_rows, V)`.
+    pub logits: D::Act,
+    /// Tables of the batch on the device.
+    pub tables: BatchTables<D>,
+}
+
+/// Device copies of a [`Batch`]'s tables.
+pub struct BatchTables<D: Device> {
+    /// Token ids `(N)`.
+    pub ids: D::Int,
+    /// Positions `(N)`.
+    pub positions: D::Int,
+    /// KV rows `(N)`.
+    pub kv_rows: D::Int,
+    /// Segment table.
+    pub segments: D::Int,
+    /// Sequence table.
+    pub sequences: D::Int,
+    /// Block list.
+    pub blocks: D::Int,
+    /// Rows to sample.
+    pub sample_rows: D::Int,
+}
+
+impl<D: Device> StepBuffers<D> {
+    pub(super) fn new(device: &D, config: &BaseConfig, sizes: &Sizes) -> Result<Self> {
+        let n = sizes.step_rows;
+        let act = |len: usize| device.alloc_act(len);
+        let max_blocks = sizes.blocks.max(sizes.sequences);
+        Ok(Self {
+            x: act(n * config.hidden)?,
+            h: act(n * config.hidden)?,
+            qkv: act(n * config.heads.qkv_width())?,
+            o: act(n * config.heads.q_width())?,
+            delta: act(n * config.hidden)?,
+            gate_up: act(n * 2 * config.ffn)?,
+            act: act(n * config.ffn)?,
+            s: act(n * sizes.max_rank * 3)?,
+            last: act(sizes.sample_rows * config.hidden)?,
+            last_x: act(sizes.sample_rows * config.hidden)?,
+            logits: act(sizes.sample_rows * config.vocab)?,
+            tables: BatchTables {
+                ids: device.alloc_int(n)?,
+                positions: device.alloc_int(n)?,
+                kv_rows: device.alloc_int(n)?,
+                segments: device.alloc_int(n * SegmentRow::WIDTH)?,
+                sequences: device.alloc_int(sizes.sequences * SequenceRow::WIDTH)?,
+                blocks: device.alloc_int(max_blocks)?,
+                sample_rows: device.alloc_int(sizes.sample_rows)?,
+            },
+        })
+    }
+}
+
+impl<D: Device> BatchTables<D> {
+    /// Sends the batch's tables to the device.
+    pub(super) fn upload(&mut self, device: &D, batch: &Batch) -> Result<()> {
+        let pairs = [
+            (&mut self.ids, &batch.ids),
+            (&mut self.positions, &batch.positions),
+            (&mut self.kv_rows, &batch.kv_rows),
+            (&mut self.segments, &batch.segments),
+            (&mut self.sequences, &batch.sequences),
+            (&mut self.blocks, &batch.blocks),
+            (&mut self.sample_rows, &batch.sample_rows),
+        ];
+        for (dst, src) in pairs {
+            if !src.is_empty() {
+                device.upload_int(Out::range(dst, 0, src.len()), src)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Paged keys and values, one pair of buffers per layer: `(blocks · block_size, K·D)`.
+pub struct KvCache<D: Device> {
+    /// Keys after rotation, per layer.
+    pub k: Vec<D::Act>,
+    /// Values, per layer.
+    pub v: Vec<D::Act>,
+    block_elements: usize,
+}
+
+impl<D: Device> KvCache<D> {
+    pub(super) fn new(device: &D, config: &BaseConfig, sizes: &Sizes) -> Result<Self> {
+        let block_elements = sizes.block_size * config.heads.kv_width();
+        let layer = |_| device.alloc_act(sizes.blocks * block_elements);
+        let k = (0..config.layers).map(layer).collect::<Result<_>>()?;
+        let v = (0..config.layers).map(layer).collect::<Result<_>>()?;
+        Ok(Self { k, v, block_elements })
+    }
+
+    pub(super) fn poison(&mut self, device: &D, blocks: &[u32]) -> Result<()> {
+        for buffer in self.k.iter_mut().chain(self.v.iter_mut()) {
+            for &block in blocks {
+                let start = block as usize * self.block_elements;
+                device.fill_act(Out::range(buffer, start, self.block_elements), f32::NAN)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows `[first, first + count)` of a buffer with rows of `width`.
+pub(super) fn rows<B: kernels::Buffer>(
+    buffer: &B,
+    first: usize,
+    count: usize,
+    width: usize,
+) -> In<'_, B> {
+    In::range(buffer, first * width, count * width)
+}
+
+/// Writable rows, as [`rows`].
+pub(super) fn rows_mut<B: kernels::Buffer>(
+    buffer: &mut B,
+    first: usize,
+    count: usize,
+    width: usize,
+) -> Out<'_, B> {
+    Out::range(buffer, first * width, count * width)
+}
