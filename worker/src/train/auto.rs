@@ -319,6 +319,11 @@ mod tests {
                        "training": {"learning_rate": 1e10}}),
                 "hyperparameters.learning_rate_multiplier",
             ),
+            (
+                json!({"hyperparameters": {"learning_rate_multiplier": 1e-300},
+                       "training": {"learning_rate": 1e-300}}),
+                "hyperparameters.learning_rate_multiplier",
+            ),
             (json!({"training": {"lr_scheduler": "step"}}), "training.lr_scheduler"),
             (json!({"training": {"warmup_ratio": 1.1}}), "training.warmup_ratio"),
             (json!({"training": {"adam_beta2": 1}}), "training.adam_beta2"),

@@ -365,6 +365,15 @@ mod tests {
     }
 
     #[test]
+    fn a_tensor_of_another_type_is_refused() {
+        let mut bytes = encode(&state()).unwrap();
+        let at = bytes.windows(5).position(|window| window == b"\"F32\"").unwrap();
+        bytes[at + 1] = b'I';
+        let fault = decode(&bytes).unwrap_err();
+        assert!(matches!(fault, ResumeFault::Foreign(_)), "{fault}");
+    }
+
+    #[test]
     fn moments_must_match_the_weights() {
         let mut torn = state();
         torn.v.pop();
