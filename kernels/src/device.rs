@@ -40,14 +40,17 @@ pub struct HeadShape {
 
 impl HeadShape {
     /// Width of a fused query/key/value row: `(Q + 2K) * D`.
+    #[inline]
     pub fn qkv_width(&self) -> usize {
         (self.q_heads + 2 * self.kv_heads) * self.head_dim
     }
     /// Width of the query part: `Q * D`.
+    #[inline]
     pub fn q_width(&self) -> usize {
         self.q_heads * self.head_dim
     }
     /// Width of the key (or value) part: `K * D`.
+    #[inline]
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }

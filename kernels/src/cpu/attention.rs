@@ -2,7 +2,7 @@
 //! all call [`attend`], so that equal inputs give equal bits wherever keys and values lie.
 
 use super::float::Float;
-use super::lanes::{add_scaled, dot};
+use super::lanes::{add_scaled, dot, sum};
 
 /// `1 / sqrt(D)`.
 pub(super) fn score_scale<T: Float>(head_dim: usize) -> T {
@@ -10,7 +10,7 @@ pub(super) fn score_scale<T: Float>(head_dim: usize) -> T {
 }
 
 /// `o = softmax(q · kᵀ / sqrt(D)) · v` over keys `0..keys`; returns the log-sum-exp of the scores.
-/// Scores, their exponents' sum and the weighted values all go in key order.
+/// All sums go in key order, in an order that the number of keys gives.
 #[inline(always)]
 pub(super) fn attend<'a, T: Float>(
     o: &mut [T],
@@ -28,17 +28,16 @@ pub(super) fn attend<'a, T: Float>(
             largest = *weight;
         }
     }
-    let mut sum = T::ZERO;
     for weight in &mut weights {
         *weight = (*weight - largest).exp();
-        sum += *weight;
     }
+    let total = sum(&weights);
     o.fill(T::ZERO);
     for (index, weight) in weights.iter().enumerate() {
         add_scaled(o, *weight, value(index));
     }
     for o in o {
-        *o /= sum;
+        *o /= total;
     }
-    largest + sum.ln()
+    largest + total.ln()
 }

@@ -1,6 +1,6 @@
 //! Attention of prefill and decode rows over the paged cache. Inference only: no backward.
 
-use super::Cpu;
+use super::Host;
 use super::attention::attend;
 use super::float::Float;
 use super::threads::{Shared, Threads};
@@ -15,7 +15,7 @@ struct Reader {
 }
 
 /// Every batch row of the sequence table, and the cache rows of all sequences one after another.
-fn readers<T: Float>(kv: &PagedKv<'_, Cpu<T>>) -> (Vec<Reader>, Vec<usize>) {
+fn readers<T: Float, D: Host<T>>(kv: &PagedKv<'_, D>) -> (Vec<Reader>, Vec<usize>) {
     let (mut readers, mut cache_rows) = (Vec::new(), Vec::new());
     for sequence in kv.sequences.slice().chunks_exact(SequenceRow::WIDTH) {
         let column = |column: usize| sequence[column] as usize;
@@ -35,11 +35,11 @@ fn readers<T: Float>(kv: &PagedKv<'_, Cpu<T>>) -> (Vec<Reader>, Vec<usize>) {
 }
 
 /// `o` of the rows that the sequence table names.
-pub(super) fn forward<T: Float>(
+pub(super) fn forward<T: Float, D: Host<T>>(
     threads: &Threads,
     o: &mut [T],
     qkv: &[T],
-    kv: &PagedKv<'_, Cpu<T>>,
+    kv: &PagedKv<'_, D>,
     heads: HeadShape,
 ) {
     let (readers, cache_rows) = readers(kv);

@@ -1,6 +1,6 @@
 //! Output head and cross-entropy in chunks of rows, so that logits never exist for all of them.
 
-use super::Cpu;
+use super::Host;
 use super::float::Float;
 use super::lanes::sum;
 use super::matmul::{Right, matmul};
@@ -8,9 +8,9 @@ use super::threads::{Shared, Threads};
 use crate::LossArgs;
 
 /// Loss, correctness and, where wanted, `d_hidden = scale · (softmax − onehot) · W`.
-pub(super) fn lm_head_loss<T: Float>(
+pub(super) fn lm_head_loss<T: Float, D: Host<T>>(
     threads: &Threads,
-    args: LossArgs<'_, Cpu<T>>,
+    args: LossArgs<'_, D>,
     hidden: usize,
     vocab: usize,
 ) {

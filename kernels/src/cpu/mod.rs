@@ -30,7 +30,7 @@ use std::marker::PhantomData;
 
 pub use float::Float;
 
-use crate::{Buffer, In, Out, Result};
+use crate::{Buffer, Device, In, Out, Result};
 use threads::Threads;
 
 /// A device whose memory is plain vectors and which has done everything when a call returns.
@@ -46,6 +46,11 @@ impl<T: Float> Cpu<T> {
         Ok(Self { threads: Threads::new(threads)?, precision: PhantomData })
     }
 }
+
+/// Any device whose memory is plain vectors, so that operations take its arguments.
+trait Host<T>: Device<Act = Vec<T>, Wide = Vec<T>, Int = Vec<i32>> {}
+
+impl<T, D: Device<Act = Vec<T>, Wide = Vec<T>, Int = Vec<i32>>> Host<T> for D {}
 
 impl<T> Buffer for Vec<T> {
     fn len(&self) -> usize {

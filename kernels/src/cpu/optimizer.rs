@@ -1,6 +1,6 @@
 //! Gradient norm and AdamW.
 
-use super::Cpu;
+use super::Host;
 use super::float::Float;
 use super::threads::{Shared, Threads};
 use crate::tables::PAGE;
@@ -32,7 +32,11 @@ pub(super) fn grad_norm<T: Float>(threads: &Threads, norm: &mut [T], grads: &[T]
 }
 
 /// One step: clip, decay the weights, move the moments, move the weights, renew the compute copy.
-pub(super) fn adamw<T: Float>(threads: &Threads, state: AdamWState<'_, Cpu<T>>, step: AdamW) {
+pub(super) fn adamw<T: Float, D: Host<T>>(
+    threads: &Threads,
+    state: AdamWState<'_, D>,
+    step: AdamW,
+) {
     let norm = state.norm.slice();
     if norm[1] == T::ZERO {
         return;

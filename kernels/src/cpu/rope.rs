@@ -1,7 +1,7 @@
 //! QK norm and rotary embedding of fused query/key/value rows, in place, forward beside backward;
 //! then the write of keys and values to the paged cache.
 
-use super::Cpu;
+use super::Host;
 use super::float::Float;
 use super::norm::{gradient_factors, inverse_rms};
 use super::threads::Threads;
@@ -14,7 +14,7 @@ struct Turn<'a, T> {
 }
 
 impl<'a, T: Float> Turn<'a, T> {
-    fn of_row(rope: &Rope<'a, Cpu<T>>, row: usize, head_dim: usize) -> Self {
+    fn of_row<D: Host<T>>(rope: &Rope<'a, D>, row: usize, head_dim: usize) -> Self {
         let half = head_dim / 2;
         let start = rope.positions.slice()[row] as usize * half;
         Self {
@@ -41,17 +41,21 @@ impl<'a, T: Float> Turn<'a, T> {
 }
 
 /// Norm weights of head `head` of a row, query heads first.
-fn head_weight<'a, T: Float>(norm: &QkNorm<'a, Cpu<T>>, head: usize, heads: HeadShape) -> &'a [T] {
+fn head_weight<'a, T: Float, D: Host<T>>(
+    norm: &QkNorm<'a, D>,
+    head: usize,
+    heads: HeadShape,
+) -> &'a [T] {
     if head < heads.q_heads { norm.q.slice() } else { norm.k.slice() }
 }
 
 /// Norm, rotation, cache write.
-pub(super) fn forward<T: Float>(
+pub(super) fn forward<T: Float, D: Host<T>>(
     threads: &Threads,
     qkv: &mut [T],
-    kv: Option<KvOut<'_, Cpu<T>>>,
-    norm: Option<&QkNorm<'_, Cpu<T>>>,
-    rope: &Rope<'_, Cpu<T>>,
+    kv: Option<KvOut<'_, D>>,
+    norm: Option<&QkNorm<'_, D>>,
+    rope: &Rope<'_, D>,
     heads: HeadShape,
 ) {
     let (width, work) = (heads.qkv_width(), 8 * qkv.len());
@@ -81,7 +85,7 @@ pub(super) fn forward<T: Float>(
     }
 }
 
-fn cache_rows<T: Float>(qkv: &[T], kv: KvOut<'_, Cpu<T>>, heads: HeadShape) {
+fn cache_rows<T: Float, D: Host<T>>(qkv: &[T], kv: KvOut<'_, D>, heads: HeadShape) {
     let (rows, keys, values) = (kv.rows.slice(), kv.k.slice_mut(), kv.v.slice_mut());
     let width = heads.kv_width();
     assert_eq!(rows.len() * heads.qkv_width(), qkv.len(), "cache rows of a batch");
@@ -95,12 +99,12 @@ fn cache_rows<T: Float>(qkv: &[T], kv: KvOut<'_, Cpu<T>>, heads: HeadShape) {
 }
 
 /// Undoes the rotation, then goes back through the norm.
-pub(super) fn backward<T: Float>(
+pub(super) fn backward<T: Float, D: Host<T>>(
     threads: &Threads,
     d_qkv: &mut [T],
     qkv_raw: Option<&[T]>,
-    norm: Option<&QkNorm<'_, Cpu<T>>>,
-    rope: &Rope<'_, Cpu<T>>,
+    norm: Option<&QkNorm<'_, D>>,
+    rope: &Rope<'_, D>,
     heads: HeadShape,
 ) {
     let (width, work) = (heads.qkv_width(), 12 * d_qkv.len());

@@ -10,7 +10,7 @@
 //! or banned), token 0 is drawn. A log-probability of an impossible token is −∞. Entries of the
 //! history or the biases outside the vocabulary are skipped.
 
-use super::Cpu;
+use super::Host;
 use super::float::Float;
 use super::lanes::sum;
 use super::random::{hash, uniform};
@@ -18,11 +18,11 @@ use super::threads::{Shared, Threads};
 use crate::tables::{SampleArgs, SampleOut, SampleRow, SampleShape};
 
 /// Draws one token per row.
-pub(super) fn sample<T: Float>(
+pub(super) fn sample<T: Float, D: Host<T>>(
     threads: &Threads,
-    out: SampleOut<'_, Cpu<T>>,
+    out: SampleOut<'_, D>,
     logits: &mut [T],
-    args: &SampleArgs<'_, Cpu<T>>,
+    args: &SampleArgs<'_, D>,
     shape: SampleShape,
 ) {
     let SampleShape { rows, vocab, top } = shape;
@@ -121,7 +121,7 @@ struct RowChoice<'a, T> {
 }
 
 impl<'a, T: Float> RowChoice<'a, T> {
-    fn read(args: &SampleArgs<'a, Cpu<T>>, row: usize) -> Self {
+    fn read<D: Host<T>>(args: &SampleArgs<'a, D>, row: usize) -> Self {
         let wide = &args.wide.slice()[row * SampleRow::WIDE..][..SampleRow::WIDE];
         let int = &args.int.slice()[row * SampleRow::INT..][..SampleRow::INT];
         let span = |start: usize, len: usize| int[start] as usize..(int[start] + int[len]) as usize;

@@ -1,6 +1,6 @@
 //! Reads the segment and slot tables: which rows, which adapter, where its weights lie.
 
-use super::Cpu;
+use super::Host;
 use super::float::Float;
 use super::random::DropoutRow;
 use crate::ROW_TILE;
@@ -49,16 +49,30 @@ pub(super) struct Lora<'a, T> {
     pub grad: Option<usize>,
 }
 
+/// An [`SmlmGroup`] as slices.
+pub(super) struct Group<'a, T> {
+    pub layer: usize,
+    pub input: usize,
+    pub width: usize,
+    pub modules: &'a [GroupModule],
+    pool: &'a [T],
+    slots: &'a [i32],
+}
+
 /// The tables of a group, read once per call.
 pub(super) struct Tables<'a, T: Float> {
-    pub group: &'a SmlmGroup<'a, Cpu<T>>,
+    pub group: Group<'a, T>,
     pub segments: Vec<Segment>,
 }
 
 impl<'a, T: Float> Tables<'a, T> {
-    pub fn read(group: &'a SmlmGroup<'a, Cpu<T>>) -> Self {
+    pub fn read<D: Host<T>>(group: &SmlmGroup<'a, D>) -> Self {
         let rows = group.segments.slice().chunks_exact(SegmentRow::WIDTH);
-        Self { group, segments: rows.map(Segment::read).collect() }
+        let segments = rows.map(Segment::read).collect();
+        let &SmlmGroup { layer, input, width, modules, pool, slots, .. } = group;
+        let group =
+            Group { layer, input, width, modules, pool: pool.slice(), slots: slots.slice() };
+        Self { group, segments }
     }
 
     /// Every tile of every segment that has a slot: (segment, its first row in the segment).
@@ -80,12 +94,12 @@ impl<'a, T: Float> Tables<'a, T> {
     /// Weights of `module` for `segment`; None where it has no slot or the module is no target.
     #[inline]
     pub fn lora(&self, segment: &Segment, module: &GroupModule) -> Option<Lora<'a, T>> {
-        let slots = self.group.slots.slice();
+        let slots = self.group.slots;
         let slot = &slots[segment.slot? * SlotRow::WIDTH..][..SlotRow::WIDTH];
         let offset = usize::try_from(slot[SlotRow::MODULE_OFFSET + module.module.index()]).ok()?;
         let offset = offset + self.group.layer * slot[SlotRow::LAYER_STRIDE] as usize;
         let rank = slot[SlotRow::RANK] as usize;
-        let weights = &self.group.pool.slice()[slot[SlotRow::PAGE] as usize * PAGE + offset..];
+        let weights = &self.group.pool[slot[SlotRow::PAGE] as usize * PAGE + offset..];
         let (a, b) = weights.split_at(rank * self.group.input);
         let grad_page = usize::try_from(slot[SlotRow::GRAD_PAGE]).ok();
         Some(Lora {

@@ -43,7 +43,7 @@ unsafe fn tile_forward<T: Float>(
     segment: Segment,
     first: usize,
 ) {
-    let group = tables.group;
+    let group = &tables.group;
     let rows = ROW_TILE.min(segment.rows - first);
     let mut x_tile = vec![T::ZERO; group.input * ROW_TILE];
     let mut filled = false;
@@ -113,7 +113,7 @@ pub(super) fn backward<T: Float>(
     grads: &mut [T],
     args: &Backward<'_, T>,
 ) {
-    let (tables, group) = (args.tables, args.tables.group);
+    let (tables, group) = (args.tables, &args.tables.group);
     let tiles = tables.tiles();
     let mut ds = vec![T::ZERO; args.s.len()];
     let (shared_dx, shared_ds) = (dx.map(Shared::new), Shared::new(&mut ds));
@@ -156,7 +156,7 @@ unsafe fn tile_backward<T: Float>(
     segment: Segment,
     first: usize,
 ) {
-    let (tables, group) = (args.tables, args.tables.group);
+    let (tables, group) = (args.tables, &args.tables.group);
     let rows = ROW_TILE.min(segment.rows - first);
     let row = segment.row + first;
     for (index, module) in group.modules.iter().enumerate() {
@@ -212,7 +212,7 @@ unsafe fn panel_gradient<T: Float>(
     ds: &[T],
     panel: Panel,
 ) {
-    let (tables, group) = (args.tables, args.tables.group);
+    let (tables, group) = (args.tables, &args.tables.group);
     let (Panel::A { module, .. } | Panel::B { module, .. }) = panel;
     for segment in &tables.segments {
         let Some(lora) = tables.lora(segment, &group.modules[module]) else { continue };
@@ -237,7 +237,7 @@ unsafe fn tile_gradient<T: Float>(
     (segment, first): (Segment, usize),
     (lora, grad): (Lora<'_, T>, usize),
 ) {
-    let (tables, group) = (args.tables, args.tables.group);
+    let (tables, group) = (args.tables, &args.tables.group);
     let rows = ROW_TILE.min(segment.rows - first);
     let row = segment.row + first;
     let (narrow, module) = match panel {
