@@ -2,20 +2,26 @@
 
 use std::borrow::Cow;
 
-use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{AnyConnection, SqlSafeStr};
+
+use crate::error::Result;
 
 /// Version, name and text of every step, in order; released steps never change.
 const STEPS: [(i64, &str, &str); 1] =
     [(1, "initial", include_str!("../../../migrations/0001_initial.sql"))];
 
-/// Brings a database up to date; refuses one whose steps differ from these.
-pub(super) fn migrator() -> Migrator {
+/// Brings a database up to date; refuses one whose steps differ from these. On Postgres an advisory
+/// lock keeps processes apart; on SQLite the caller has begun a write transaction.
+pub(super) async fn run(connection: &mut AnyConnection) -> Result<()> {
     let steps = STEPS.iter().map(|&(version, name, text)| {
         let (name, text) = (Cow::Borrowed(name), text.into_sql_str());
         Migration::new(version, name, MigrationType::Simple, text, false)
     });
-    Migrator::with_migrations(steps.collect())
+    let migrator = Migrator::with_migrations(steps.collect());
+    // Not `run`: its future cannot be spawned, for a lifetime the compiler cannot generalise.
+    migrator.run_direct(None, connection, false).await?;
+    Ok(())
 }
 
 #[cfg(test)]

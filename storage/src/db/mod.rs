@@ -77,7 +77,7 @@ impl Db {
         let db = Self::connect(Dialect::Sqlite, &url).await?;
         sqlx::query("PRAGMA journal_mode = WAL").execute(&db.pool).await?;
         let mut transaction = db.pool.begin_with(db.dialect.begin_write()).await?;
-        migrations::migrator().run(&mut *transaction).await?;
+        migrations::run(&mut transaction).await?;
         transaction.commit().await?;
         drop(opening);
         Ok(db)
@@ -90,7 +90,7 @@ impl Db {
             return Err(Error::DatabaseScheme);
         }
         let db = Self::connect(Dialect::Postgres, url).await?;
-        migrations::migrator().run(&db.pool).await?;
+        migrations::run(&mut *db.pool.acquire().await?).await?;
         Ok(db)
     }
 

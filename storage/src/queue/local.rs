@@ -13,9 +13,6 @@ use super::message::{Request, ToWorker, TokenMessage, WorkerPresence};
 use super::{Controlled, Delivered, Inbox, Placed, Queue, TokenReceiver};
 use crate::Result;
 
-/// How long a token message waits for a slow gateway before it is lost.
-const PUBLISH_PATIENCE: Duration = Duration::from_secs(2);
-
 /// Bounds of the in-process queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueLimits {
@@ -27,11 +24,19 @@ pub struct QueueLimits {
     pub inbox_controls: usize,
     /// Token messages waiting per gateway: worker steps a gateway may fall behind.
     pub token_messages: usize,
+    /// How long a token message waits for a gateway that has fallen so far behind before it is
+    /// lost; the worker's outlet waits with it.
+    pub publish_patience: Duration,
 }
 
 impl Default for QueueLimits {
     fn default() -> Self {
-        Self { inbox_requests: 256, inbox_controls: 1024, token_messages: 1024 }
+        Self {
+            inbox_requests: 256,
+            inbox_controls: 1024,
+            token_messages: 1024,
+            publish_patience: Duration::from_secs(2),
+        }
     }
 }
 
@@ -181,7 +186,7 @@ impl Queue for LocalQueue {
     async fn publish(&self, gateway_id: &str, message: TokenMessage) -> Result<Delivered> {
         let sender = self.shared.gateways().get(gateway_id).cloned();
         let Some(sender) = sender else { return Ok(Delivered::GatewayGone) };
-        Ok(match sender.send_timeout(message, PUBLISH_PATIENCE).await {
+        Ok(match sender.send_timeout(message, self.limits.publish_patience).await {
             Ok(()) => Delivered::Delivered,
             Err(SendTimeoutError::Timeout(_)) => Delivered::Dropped,
             Err(SendTimeoutError::Closed(_)) => Delivered::GatewayGone,
