@@ -4,7 +4,15 @@
 
 pub mod adapters;
 pub mod base;
+pub mod dataset;
 pub mod engine;
+mod intake;
 pub mod model;
+pub mod options;
+mod outlet;
+pub mod run;
 pub mod text;
 pub mod train;
+
+pub use options::WorkerOptions;
+pub use run::Worker;

@@ -13,3 +13,6 @@ pub mod registry;
 pub use init::{Init, init_adapter};
 pub use layout::{AdapterLayout, AdapterShape, Part, ShapeError, TensorSpot};
 pub use peft::{PeftAdapter, PeftError};
+
+#[cfg(test)]
+mod tests;

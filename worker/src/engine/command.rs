@@ -4,7 +4,7 @@
 
 use crate::adapters::layout::AdapterLayout;
 use crate::text::Detokenizer;
-use crate::train::{Encoded, JobSpec, StepMetrics};
+use crate::train::{Example, JobSpec, StepMetrics};
 use std::sync::Arc;
 
 /// Number that intake gives a request; unique in this process.
@@ -91,9 +91,9 @@ pub struct JobStart {
     /// Layout of its adapter.
     pub layout: Arc<AdapterLayout>,
     /// Encoded training examples.
-    pub examples: Arc<Vec<Encoded>>,
+    pub examples: Arc<Vec<Example>>,
     /// Encoded validation examples.
-    pub validation: Arc<Vec<Encoded>>,
+    pub validation: Arc<Vec<Example>>,
     /// Completed optimizer steps.
     pub step: usize,
     /// Master weights.
@@ -106,6 +106,8 @@ pub struct JobStart {
 pub enum Command {
     /// Run this request.
     Admit(Box<Admission>),
+    /// Say that this request cannot run: it was found wanting before it came here.
+    Refuse(RequestKey, Fault),
     /// Its client is gone.
     Cancel(RequestKey),
     /// Weights that [`Event::NeedAdapter`] asked for.

@@ -195,6 +195,9 @@ impl<D: Device> Engine<D> {
     fn obey(&mut self, command: Command) -> Result<()> {
         match command {
             Command::Admit(admission) => self.admit(*admission)?,
+            Command::Refuse(request, fault) => {
+                self.outputs.push((request, Output::Failed(fault)));
+            }
             Command::Cancel(request) => self.cancel(request)?,
             Command::AdapterReady(key, weights) => self.adapter_ready(key, weights)?,
             Command::AdapterFailed(key, fault) => self.adapter_failed(&key, &fault),

@@ -10,7 +10,7 @@ use crate::adapters::registry::Slot;
 use crate::model::Batch;
 use crate::train::pack::{Budget, Packer, ReadyJob, Waiting};
 use crate::train::{
-    Cursor, Encoded, Item, ItemResult, JobSpec, Kind, Next, Slice, StepMetrics, Trainer,
+    Cursor, Item, ItemResult, JobSpec, Kind, Next, Sequence, Slice, StepMetrics, Trainer,
 };
 use kernels::tables::PAGE;
 use kernels::{AdamW, AdamWState, Device, In, Out, Result, Ticket};
@@ -148,7 +148,7 @@ impl Training {
     }
 
     /// Which examples go next: of jobs that train, then of jobs that evaluate, in turn.
-    fn compose(&mut self, budget: &Budget) -> Option<(Kind, Vec<(Item, Encoded)>)> {
+    fn compose(&mut self, budget: &Budget) -> Option<(Kind, Vec<(Item, Sequence)>)> {
         let other = if self.last_kind == Kind::Train { Kind::Evaluate } else { Kind::Train };
         let kind = [other, self.last_kind].into_iter().find(|kind| {
             self.jobs.values().any(|job| {
@@ -160,13 +160,13 @@ impl Training {
         self.last_kind = kind;
         let due = |job: &Job| -> Vec<Waiting> {
             let mut rows_left = budget.arena_rows;
-            let within = |&(_, rows): &(u32, usize)| {
+            let within = |rows: &usize| {
                 let fits = rows_left > 0;
-                rows_left = rows_left.saturating_sub(rows);
+                rows_left = rows_left.saturating_sub(*rows);
                 fits
             };
-            let due = job.trainer.due().take_while(within);
-            due.map(|(example, rows)| Waiting { example, rows }).collect()
+            let due = job.trainer.due().take_while(within).enumerate();
+            due.map(|(at, rows)| Waiting { example: at as u32, rows }).collect()
         };
         let ready: Vec<(u64, usize, Vec<Waiting>)> = self
             .jobs
@@ -176,16 +176,18 @@ impl Training {
             .collect();
         let ready: Vec<ReadyJob<'_>> = ready
             .iter()
-            .map(|(number, rank, waiting)| ReadyJob { job: *number, rank: *rank, waiting })
+            .map(|(number, rank, waiting)| ReadyJob { job: *number as usize, rank: *rank, waiting })
             .collect();
         // Examples are cut to the arena before a job starts, so none is too large.
         let placed = self.packer.pack(&ready, budget).expect("examples fit the arena");
         let mut items = Vec::with_capacity(placed.len());
         for place in placed {
-            let Some(job) = self.jobs.get_mut(&place.job) else { continue };
+            let Some(job) = self.jobs.get_mut(&(place.job as u64)) else { continue };
             let Some(slot) = job.slot else { continue };
-            let Some((item, index)) = job.trainer.take(place.job, slot) else { continue };
-            items.push((item, job.trainer.example(index).clone()));
+            let Some((item, sequence)) = job.trainer.take(place.job as u64, slot) else {
+                continue;
+            };
+            items.push((item, sequence.clone()));
         }
         Some((kind, items))
     }
@@ -312,7 +314,7 @@ impl<D: Device> Engine<D> {
         if self.options.poison {
             self.model.poison_arena()?;
         }
-        let items = items.iter().map(|(item, example)| (item.clone(), example)).collect();
+        let items = items.iter().map(|(item, sequence)| (item.clone(), sequence)).collect();
         let cursor = Cursor::new(kind, self.model.config.layers, items);
         self.model.begin_micro(cursor.tables())?;
         self.training.cursor = Some(cursor);
@@ -352,14 +354,14 @@ impl<D: Device> Engine<D> {
                 let Some(results) = cursor.settle()? else { return Ok(false) };
                 self.training.cursor = None;
                 for result in results {
-                    self.example_done(&result)?;
+                    self.sequence_done(&result)?;
                 }
             }
         }
         Ok(true)
     }
 
-    fn example_done(&mut self, result: &ItemResult) -> Result<()> {
+    fn sequence_done(&mut self, result: &ItemResult) -> Result<()> {
         let Some(job) = self.training.jobs.get_mut(&result.job) else { return Ok(()) };
         if matches!(job.life, Life::Leaving | Life::Resting) {
             return Ok(());

@@ -4,7 +4,7 @@
 //! rows; then backward layer by layer over all rows. Between any two of these the engine may run
 //! whatever else is due. Where the cuts fall changes no result.
 
-use super::Encoded;
+use super::Sequence;
 use crate::model::{Batch, Extent, LossRows, LossTicket};
 use kernels::tables::SegmentRow;
 use kernels::{Result, Ticket};
@@ -19,7 +19,7 @@ pub enum Kind {
     Evaluate,
 }
 
-/// One example in a micro-batch.
+/// One sequence of an example in a micro-batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
     /// The job's number in the engine.
@@ -36,7 +36,7 @@ pub struct Item {
     pub scale: f32,
 }
 
-/// What one example came to.
+/// What one sequence came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ItemResult {
     /// The job's number in the engine.
@@ -88,8 +88,8 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Lays examples out one after another, without padding.
-    pub fn new(kind: Kind, layers: usize, items: Vec<(Item, &Encoded)>) -> Self {
+    /// Lays sequences out one after another, without padding.
+    pub fn new(kind: Kind, layers: usize, items: Vec<(Item, &Sequence)>) -> Self {
         let mut cursor = Self {
             kind,
             placed: Vec::with_capacity(items.len()),
@@ -104,29 +104,29 @@ impl Cursor {
             correct: Vec::new(),
         };
         let mut rank_rows = 0;
-        for (item, example) in items {
-            cursor.place(item, example, &mut rank_rows);
+        for (item, sequence) in items {
+            cursor.place(item, sequence, &mut rank_rows);
         }
         cursor
     }
 
-    fn place(&mut self, item: Item, example: &Encoded, rank_rows: &mut usize) {
-        let (first, rows) = (self.ids.len(), example.rows());
+    fn place(&mut self, item: Item, sequence: &Sequence, rank_rows: &mut usize) {
+        let (first, rows) = (self.ids.len(), sequence.rows());
         let tables = &mut self.tables;
         push_segment(&mut tables.segments, first, rows, *rank_rows, &item, 0);
         for row in 0..rows {
-            self.ids.push(example.ids[row] as i32);
+            self.ids.push(sequence.tokens[row] as i32);
             self.ranks.push(item.rank as u32);
             tables.positions.push(row as i32);
             tables.examples.push(first as i32);
-            if let Some(label) = example.label(row) {
+            if let Some(label) = sequence.label(row) {
                 tables.labelled.push((first + row) as i32);
                 tables.labels.push(label as i32);
                 tables.scale.push(item.scale);
             }
         }
         *rank_rows += rows * item.rank;
-        self.placed.push(Placed { item, first, rows, labels: example.labels() });
+        self.placed.push(Placed { item, first, rows, labels: sequence.labels() });
     }
 
     /// Tables of the whole micro-batch.
@@ -208,7 +208,7 @@ impl Cursor {
         self.layers_left -= 1;
     }
 
-    /// Per example, once all copies have come; `None` before.
+    /// Per sequence, once all copies have come; `None` before.
     pub fn settle(&mut self) -> Result<Option<Vec<ItemResult>>> {
         while let Some(front) = self.pending.front() {
             if !(front.losses.is_ready() && front.correct.is_ready()) {

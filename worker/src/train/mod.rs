@@ -18,24 +18,24 @@ pub use metrics::StepMetrics;
 pub use spec::{JobSpec, LoraSpec, TrainingSpec};
 pub use trainer::{Due, Next, Stage, Trainer};
 
-/// A training example as token ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded {
-    /// The whole example `(n)`.
-    pub ids: Vec<u32>,
+/// A run of tokens that goes through the model as one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// All tokens `(n)`.
+    pub tokens: Vec<u32>,
     /// Whether each token is trained, that is, predicted from the ones before it `(n)`.
     pub trained: Vec<bool>,
 }
 
-impl Encoded {
+impl Sequence {
     /// Rows it takes: its last token predicts nothing.
     pub fn rows(&self) -> usize {
-        self.ids.len().saturating_sub(1)
+        self.tokens.len().saturating_sub(1)
     }
 
     /// Label of row `row`, if its next token is trained.
     pub fn label(&self, row: usize) -> Option<u32> {
-        self.trained[row + 1].then(|| self.ids[row + 1])
+        self.trained[row + 1].then(|| self.tokens[row + 1])
     }
 
     /// Number of trained tokens; the first token has nothing before it and never counts.
@@ -43,3 +43,7 @@ impl Encoded {
         self.trained.iter().skip(1).filter(|trained| **trained).count()
     }
 }
+
+/// A training example: as a rule one sequence, more where the chat template shows an answer
+/// otherwise once the conversation went on.
+pub type Example = Vec<Sequence>;

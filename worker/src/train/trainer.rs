@@ -7,7 +7,7 @@
 use super::metrics::StepMetrics;
 use super::order::{dropout_seed, step_examples, steps_per_epoch};
 use super::schedule::learning_rate;
-use super::{Encoded, Item, ItemResult, JobSpec, Kind};
+use super::{Example, Item, ItemResult, JobSpec, Kind, Sequence};
 use kernels::AdamW;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -50,11 +50,12 @@ pub struct Due {
 pub struct Trainer {
     /// The job's numbers.
     pub spec: JobSpec,
-    examples: Arc<Vec<Encoded>>,
-    validation: Arc<Vec<Encoded>>,
+    examples: Arc<Vec<Example>>,
+    validation: Arc<Vec<Example>>,
     step: usize,
     stage: Stage,
-    queue: VecDeque<u32>,
+    /// Example and sequence of it, in order.
+    queue: VecDeque<(u32, u32)>,
     running: usize,
     step_labels: u64,
     sums: ItemResult,
@@ -65,8 +66,8 @@ impl Trainer {
     /// A job that has completed `step` optimizer steps.
     pub fn new(
         spec: JobSpec,
-        examples: Arc<Vec<Encoded>>,
-        validation: Arc<Vec<Encoded>>,
+        examples: Arc<Vec<Example>>,
+        validation: Arc<Vec<Example>>,
         step: usize,
     ) -> Self {
         let mut trainer = Self {
@@ -105,37 +106,37 @@ impl Trainer {
         if self.stage == Stage::Train { Kind::Train } else { Kind::Evaluate }
     }
 
-    /// Due examples that no micro-batch has yet, in order, with their rows.
-    pub fn due(&self) -> impl Iterator<Item = (u32, usize)> {
-        self.queue.iter().map(|&index| (index, self.example(index).rows()))
+    /// Rows of the due sequences that no micro-batch has yet, in order.
+    pub fn due(&self) -> impl Iterator<Item = usize> {
+        self.queue.iter().map(|&(example, part)| self.sequence(example, part).rows())
     }
 
-    /// An example of the stage at hand.
-    pub fn example(&self, index: u32) -> &Encoded {
-        match self.stage {
-            Stage::Train => &self.examples[index as usize],
-            _ => &self.validation[index as usize],
-        }
+    fn sequence(&self, example: u32, part: u32) -> &Sequence {
+        let examples = match self.stage {
+            Stage::Train => &self.examples,
+            Stage::ValidateBatch | Stage::ValidateAll => &self.validation,
+        };
+        &examples[example as usize][part as usize]
     }
 
-    /// Gives the next due example to a micro-batch.
-    pub fn take(&mut self, job: u64, slot: usize) -> Option<(Item, u32)> {
-        let index = self.queue.pop_front()?;
+    /// Gives the next due sequence to a micro-batch.
+    pub fn take(&mut self, job: u64, slot: usize) -> Option<(Item, &Sequence)> {
+        let (example, part) = self.queue.pop_front()?;
         self.running += 1;
         let training = self.stage == Stage::Train;
-        let seed = dropout_seed(self.spec.training.seed, self.step as u64, index);
+        let seed = dropout_seed(self.spec.training.seed, self.step as u64, example);
         let item = Item {
             job,
             slot,
             rank: self.spec.lora.rank,
-            dropout_seed: seed,
+            dropout_seed: seed.wrapping_add(u64::from(part)),
             dropout: if training { self.spec.lora.dropout as f32 } else { 0.0 },
             scale: if training { 1.0 / self.step_labels as f32 } else { 0.0 },
         };
-        Some((item, index))
+        Some((item, self.sequence(example, part)))
     }
 
-    /// An example is done. `Some` when it was the stage's last.
+    /// A sequence is done. `Some` when it was the stage's last.
     pub fn done(&mut self, result: &ItemResult) -> Option<Next> {
         self.running -= 1;
         self.sums.loss += result.loss;
@@ -197,12 +198,13 @@ impl Trainer {
                 let n = self.validation.len();
                 let size = self.spec.training.batch_size.min(n);
                 let first = self.step / VALIDATE_EVERY * size;
-                self.queue = (first..first + size).map(|i| (i % n) as u32).collect();
+                let due = (first..first + size).map(|i| (i % n) as u32);
+                self.queue = parts(&self.validation, due);
                 return Next::Report;
             }
             if stage != Stage::ValidateAll && self.epoch_over() {
                 self.stage = Stage::ValidateAll;
-                self.queue = (0..self.validation.len() as u32).collect();
+                self.queue = parts(&self.validation, 0..self.validation.len() as u32);
                 return Next::Report;
             }
         }
@@ -240,12 +242,13 @@ impl Trainer {
         }
         let training = &self.spec.training;
         let n = self.examples.len() as u32;
-        self.queue = step_examples(training.seed, self.step, n, training.batch_size).into();
-        let indices = self.queue.iter().map(|index| &self.examples[*index as usize]);
+        let due = step_examples(training.seed, self.step, n, training.batch_size);
+        self.queue = parts(&self.examples, due);
         let (mut labels, mut tokens) = (0, 0);
-        for example in indices {
-            labels += example.labels() as u64;
-            tokens += example.ids.len() as u64;
+        for (example, part) in &self.queue {
+            let sequence = &self.examples[*example as usize][*part as usize];
+            labels += sequence.labels() as u64;
+            tokens += sequence.tokens.len() as u64;
         }
         self.step_labels = labels;
         self.metrics.tokens = tokens;
@@ -255,4 +258,12 @@ impl Trainer {
     pub fn abandon(&mut self) {
         self.queue.clear();
     }
+}
+
+/// All sequences of some examples, in order.
+fn parts(examples: &[Example], due: impl IntoIterator<Item = u32>) -> VecDeque<(u32, u32)> {
+    let of = |example: u32| {
+        (0..examples[example as usize].len() as u32).map(move |part| (example, part))
+    };
+    due.into_iter().flat_map(of).collect()
 }

@@ -1,0 +1,111 @@
+//! Intake: what comes from storage into the engine. With `outlet` the only modules that know both.
+//!
+//! - [`requests`]: inbox → text → engine.
+//! - [`adapters`]: object store → host cache → engine, while everything else goes on.
+//! - [`jobs`]: leases and validation; [`job_run`]: one job from claim to result.
+//! - [`presence`]: what others may know of this worker.
+
+pub mod adapters;
+pub mod examples;
+pub mod job_run;
+pub mod job_write;
+pub mod jobs;
+pub mod presence;
+pub mod requests;
+pub mod routes;
+
+use crate::base::BaseConfig;
+use crate::engine::command::{Command, JobEvent};
+use crate::engine::gauges::Gauges;
+use crate::options::WorkerOptions;
+use crate::text::Text;
+use adapters::Adapters;
+use routes::Routes;
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use storage::Storage;
+use tokio::sync::{Notify, mpsc};
+
+/// News of one job that its runner has not read yet; a worker that cannot write for so long has
+/// lost its lease anyway.
+const JOB_NEWS: usize = 4096;
+
+/// What all of a worker's tasks share.
+pub struct Shared {
+    /// What the operator set.
+    pub options: WorkerOptions,
+    /// Rows, queue, objects.
+    pub storage: Storage,
+    /// Tokenizer and template.
+    pub text: Text,
+    /// Shapes of the base.
+    pub config: BaseConfig,
+    /// Fingerprint of its weights and tokenizer.
+    pub base_fingerprint: String,
+    /// Device in words.
+    pub device: String,
+    /// Device numerics: part of every fingerprint.
+    pub numerics: String,
+    /// Rows and rank-rows of the training arena, and the longest sequence.
+    pub bounds: Bounds,
+    /// Random per process start.
+    pub incarnation: String,
+    /// Into the engine.
+    pub commands: mpsc::Sender<Command>,
+    /// From the engine.
+    pub gauges: Arc<Gauges>,
+    /// Where answers go.
+    pub routes: Mutex<Routes>,
+    /// Weights in host memory.
+    pub adapters: Adapters,
+    /// Jobs that run here.
+    pub running: Mutex<HashMap<String, Running>>,
+    /// Rings when a job's row may have changed.
+    pub job_bell: Notify,
+    /// Takes no new work.
+    pub draining: AtomicBool,
+}
+
+/// Bounds that intake checks before the engine does.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Longest sequence.
+    pub max_positions: usize,
+    /// Rows of the training arena.
+    pub arena_rows: usize,
+    /// Rank-rows of the training arena.
+    pub arena_rank_rows: usize,
+}
+
+/// A job that runs here.
+#[derive(Clone)]
+pub struct Running {
+    /// News from the engine.
+    pub news: mpsc::Sender<JobEvent>,
+    /// Rings when its row may have changed.
+    pub bell: Arc<Notify>,
+    /// The engine trains it: its id can be asked as a model.
+    pub live: bool,
+}
+
+impl Shared {
+    /// A new entry in the list of running jobs, and the end that its runner reads.
+    pub fn open_run(&self, job: &str) -> (mpsc::Receiver<JobEvent>, Arc<Notify>) {
+        let (news, reader) = mpsc::channel(JOB_NEWS);
+        let bell = Arc::new(Notify::new());
+        let running = Running { news, bell: bell.clone(), live: false };
+        lock(&self.running).insert(job.to_owned(), running);
+        (reader, bell)
+    }
+
+    /// Sends a command; false when the engine is gone.
+    pub async fn command(&self, command: Command) -> bool {
+        self.commands.send(command).await.is_ok()
+    }
+}
+
+/// Locks a mutex whose holders never leave it half changed, so that poison means nothing.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

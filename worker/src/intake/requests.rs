@@ -1,0 +1,244 @@
+//! Inbox → text → engine: renders, tokenises and admits requests, in the order they came.
+
+use super::adapters::Source;
+use super::routes::Route;
+use super::{Shared, lock};
+use crate::engine::command::{Admission, Choice, Command, Fault, FaultKind, SamplingSpec, Target};
+use crate::outlet;
+use crate::text::{Conversation, Ending, Message, Role, TemplateError, TextError, TextStart};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use storage::queue::Inbox;
+use storage::queue::message::{
+    ChatMessage, Input, Replay, Request, Target as WireTarget, ToWorker, ToolCall,
+};
+
+/// Reads the inbox until it closes or the engine is gone.
+pub async fn run(shared: Arc<Shared>, mut inbox: Inbox) {
+    while let Some(message) = inbox.recv().await {
+        let alive = match message {
+            ToWorker::Place(request) => place(&shared, *request).await,
+            ToWorker::Cancel { request_id } => cancel(&shared, &request_id).await,
+            ToWorker::JobNudge { job_id } => {
+                nudge(&shared, &job_id);
+                true
+            }
+        };
+        if !alive {
+            return;
+        }
+    }
+}
+
+async fn cancel(shared: &Shared, request_id: &str) -> bool {
+    let key = lock(&shared.routes).cancel(request_id);
+    match key {
+        Some(key) => shared.command(Command::Cancel(key)).await,
+        None => true,
+    }
+}
+
+fn nudge(shared: &Shared, job_id: &str) {
+    match lock(&shared.running).get(job_id) {
+        Some(running) => running.bell.notify_one(),
+        None => shared.job_bell.notify_one(),
+    }
+}
+
+/// Admits or refuses one request. Tokenising runs on a blocking thread; requests stay in order,
+/// so a cancel never overtakes what it cancels.
+async fn place(shared: &Arc<Shared>, request: Request) -> bool {
+    let route = Route {
+        request_id: request.request_id.clone(),
+        attempt: request.attempt,
+        gateway: request.gateway.clone(),
+        open: open_choices(&request),
+    };
+    let (key, replaced) = lock(&shared.routes).add(route);
+    if let Some(old) = replaced
+        && !shared.command(Command::Cancel(old)).await
+    {
+        return false;
+    }
+    let prepared = match target(shared, &request).await {
+        Ok(target) => {
+            let shared = shared.clone();
+            let prepare = move || prepare(&shared, &request, key, target);
+            tokio::task::spawn_blocking(prepare).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "preparing a request failed");
+                Err(internal())
+            })
+        }
+        Err(fault) => Err(fault),
+    };
+    match prepared {
+        Ok(admission) => shared.command(Command::Admit(Box::new(admission))).await,
+        Err(fault) => {
+            outlet::refuse(shared, key, fault).await;
+            true
+        }
+    }
+}
+
+fn open_choices(request: &Request) -> usize {
+    let ended = request.replay.iter().filter(|replay| replay.finish.is_some()).count();
+    (request.choices as usize).saturating_sub(ended)
+}
+
+/// Which weights the engine shall use. Never the base where something else was asked for.
+async fn target(shared: &Shared, request: &Request) -> Result<Target, Fault> {
+    if request.base != shared.options.base_name {
+        return Err(gone(&request.base));
+    }
+    match &request.target {
+        WireTarget::Base => Ok(Target::Base),
+        WireTarget::Adapter { adapter_id, object, .. } => {
+            let source = Source::Adapter { object: object.clone() };
+            shared.adapters.remember(adapter_id, source);
+            Ok(Target::Adapter(adapter_id.clone()))
+        }
+        WireTarget::Job { job_id } => job_target(shared, job_id).await,
+    }
+}
+
+/// A job that trains here answers with what it published last; a paused or waiting one with its
+/// newest resume point.
+async fn job_target(shared: &Shared, job_id: &str) -> Result<Target, Fault> {
+    let live = lock(&shared.running).get(job_id).map(|running| running.live);
+    if live == Some(true) {
+        return Ok(Target::LiveJob(job_id.to_owned()));
+    }
+    let points = shared.storage.db.jobs().resume_points(job_id).await.map_err(|error| {
+        tracing::warn!(job.id = job_id, %error, "reading resume points failed");
+        overloaded("the job's state cannot be read now")
+    })?;
+    let Some(newest) = points.first() else {
+        return Err(overloaded("the job is starting: it has no weights yet"));
+    };
+    let key = format!("{job_id}@{}", newest.step);
+    shared.adapters.remember(&key, Source::ResumePoint(newest.key()));
+    Ok(Target::Adapter(key))
+}
+
+fn prepare(
+    shared: &Shared,
+    request: &Request,
+    key: u64,
+    target: Target,
+) -> Result<Admission, Fault> {
+    let (prompt, start) = match &request.input {
+        Input::Chat { messages, tools, template_kwargs } => {
+            let messages = messages.iter().map(message).collect::<Result<Vec<_>, _>>()?;
+            let conversation = Conversation {
+                messages: &messages,
+                tools,
+                template_kwargs,
+                ending: Ending::Open,
+                unix_time: unix_time(),
+            };
+            (shared.text.chat_prompt(&conversation).map_err(refused)?, TextStart::Fresh)
+        }
+        Input::Text(text) => {
+            let ids = shared.text.tokenizer.encode_plain(text, true);
+            (ids.map_err(|error| refused(error.into()))?, TextStart::Continued)
+        }
+        Input::Tokens(ids) => (ids.clone(), TextStart::Continued),
+    };
+    let mut end_tokens = request.limits.stop_token_ids.clone();
+    if !request.limits.ignore_eos {
+        end_tokens.extend(&shared.config.end_tokens);
+    }
+    let choice = |index: u32| {
+        let nothing = Replay::default();
+        let replay = request.replay.get(index as usize).unwrap_or(&nothing);
+        let mut detokenizer = shared.text.tokenizer.detokenizer(&request.limits.stop, start);
+        for (at, id) in replay.tokens.iter().enumerate() {
+            detokenizer.arm_stops(at >= request.limits.min_tokens as usize);
+            detokenizer.push(*id);
+        }
+        Choice { replay: replay.tokens.clone(), finished: replay.finish.is_some(), detokenizer }
+    };
+    let choices = (0..request.choices).map(choice).collect();
+    Ok(Admission {
+        key,
+        prompt,
+        target,
+        sampling: sampling(request),
+        max_tokens: request.limits.max_tokens,
+        min_tokens: request.limits.min_tokens,
+        end_tokens,
+        choices,
+    })
+}
+
+fn sampling(request: &Request) -> SamplingSpec {
+    let wire = &request.sampling;
+    SamplingSpec {
+        temperature: wire.temperature,
+        top_p: wire.top_p,
+        top_k: wire.top_k,
+        min_p: wire.min_p,
+        presence_penalty: wire.presence_penalty,
+        frequency_penalty: wire.frequency_penalty,
+        repetition_penalty: wire.repetition_penalty,
+        logit_bias: wire.logit_bias.clone(),
+        seed: wire.seed,
+        logprobs: wire.logprobs,
+    }
+}
+
+fn message(wire: &ChatMessage) -> Result<Message, Fault> {
+    let Some(role) = Role::parse(&wire.role) else {
+        return Err(invalid(format!("unknown role '{}'", wire.role)));
+    };
+    let call = |call: &ToolCall| crate::text::ToolCall {
+        id: call.id.clone(),
+        name: call.name.clone(),
+        arguments: call.arguments.clone(),
+    };
+    Ok(Message {
+        role,
+        content: wire.content.clone(),
+        name: wire.name.clone(),
+        tool_calls: wire.tool_calls.iter().map(call).collect(),
+        tool_call_id: wire.tool_call_id.clone(),
+        reasoning_content: wire.reasoning_content.clone(),
+    })
+}
+
+/// What the template or the tokenizer said, as the client shall hear it.
+fn refused(error: TextError) -> Fault {
+    match error {
+        TextError::Template(TemplateError::Missing) => {
+            invalid("this model has no chat template; use /v1/completions".to_owned())
+        }
+        TextError::Template(error) if error.is_refusal() => invalid(error.to_string()),
+        error => {
+            tracing::error!(%error, "a prompt could not be made");
+            internal()
+        }
+    }
+}
+
+fn invalid(message: String) -> Fault {
+    Fault { kind: FaultKind::Invalid, message, param: Some("messages".to_owned()) }
+}
+
+fn overloaded(message: &str) -> Fault {
+    Fault { kind: FaultKind::Overloaded, message: message.to_owned(), param: None }
+}
+
+fn internal() -> Fault {
+    let message = "The server had an error while processing your request.".to_owned();
+    Fault { kind: FaultKind::Internal, message, param: None }
+}
+
+fn gone(model: &str) -> Fault {
+    let message = format!("The model `{model}` does not exist or you do not have access to it.");
+    Fault { kind: FaultKind::ModelNotFound, message, param: Some("model".to_owned()) }
+}
+
+/// Seconds since 1970; only for texts that show a date.
+pub fn unix_time() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}

@@ -1,0 +1,153 @@
+//! Starts a worker: the base onto the device, the engine on a thread, the tasks around it.
+
+use crate::base::{BaseFiles, BaseWeights};
+use crate::engine::Engine;
+use crate::engine::command::Command;
+use crate::engine::gauges::Gauges;
+use crate::intake::{Bounds, Shared, adapters::Adapters, jobs, lock, presence, requests};
+use crate::model::Model;
+use crate::options::WorkerOptions;
+use crate::outlet;
+use crate::text::Text;
+use anyhow::{Context, bail};
+use kernels::Device;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use storage::Storage;
+use storage::db::NewBase;
+use tokio::sync::{Notify, mpsc};
+
+/// Commands that wait for the engine; it takes them all between two steps.
+const COMMANDS: usize = 1024;
+/// Events that wait for the outlet.
+const EVENTS: usize = 1024;
+/// How long a stopping worker waits for its jobs to be saved.
+const DRAIN_WAIT: Duration = Duration::from_secs(20);
+
+/// A running worker.
+pub struct Worker {
+    shared: Arc<Shared>,
+    engine: JoinHandle<()>,
+    outlet: tokio::task::JoinHandle<Option<String>>,
+}
+
+impl Worker {
+    /// Loads the base and starts serving. Registers the base; a base of the same name with other
+    /// weights that a live worker serves is an error.
+    pub async fn start<D: Device>(
+        device: D,
+        files: BaseFiles,
+        text: Text,
+        options: WorkerOptions,
+        storage: Storage,
+    ) -> anyhow::Result<Self> {
+        let config = files.config().clone();
+        let fingerprint = files.fingerprint()?;
+        let sizes = options.sizes(&config);
+        register(&storage, &options, &fingerprint, sizes.max_positions).await?;
+
+        let (name, numerics) = (device.name(), device.numerics());
+        let bounds = Bounds {
+            max_positions: sizes.max_positions,
+            arena_rows: sizes.arena_rows,
+            arena_rank_rows: sizes.arena_rank_rows,
+        };
+        let (commands, command_reader) = mpsc::channel(COMMANDS);
+        let (events, event_reader) = mpsc::channel(EVENTS);
+        let gauges = Arc::new(Gauges::default());
+        let shared = Arc::new(Shared {
+            adapters: Adapters::new(options.host_cache_bytes),
+            incarnation: storage::ids::incarnation(),
+            base_fingerprint: fingerprint,
+            device: name,
+            gauges: gauges.clone(),
+            routes: Mutex::default(),
+            running: Mutex::new(HashMap::new()),
+            job_bell: Notify::new(),
+            draining: false.into(),
+            options,
+            storage,
+            text,
+            config: config.clone(),
+            numerics,
+            bounds,
+            commands,
+        });
+        let engine_options = shared.options.engine();
+        let (ready, loaded) = tokio::sync::oneshot::channel();
+        let engine = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+            let model = BaseWeights::load(&device, &files, sizes.max_positions)
+                .map_err(anyhow::Error::from)
+                .and_then(|base| Ok(Model::new(device, config, base, sizes)?));
+            match model {
+                Ok(model) => {
+                    let _ = ready.send(Ok(()));
+                    Engine::new(model, engine_options, command_reader, events, gauges).run();
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        })?;
+        loaded.await.context("the engine thread ended while it loaded the base")??;
+
+        let inbox = shared.storage.queue.open_inbox(presence::of(&shared)).await?;
+        let outlet = tokio::spawn(outlet::run(shared.clone(), event_reader));
+        tokio::spawn(requests::run(shared.clone(), inbox));
+        tokio::spawn(presence::run(shared.clone()));
+        tokio::spawn(jobs::run(shared.clone()));
+        Ok(Self { shared, engine, outlet })
+    }
+
+    /// Waits for a fault of the device.
+    pub async fn broken(&mut self) -> String {
+        match (&mut self.outlet).await {
+            Ok(Some(fault)) => fault,
+            Ok(None) => "the engine ended".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Stops: jobs are saved and given back, then the engine ends.
+    pub async fn stop(self) {
+        self.shared.draining.store(true, Relaxed);
+        for running in lock(&self.shared.running).values() {
+            running.bell.notify_one();
+        }
+        let start = Instant::now();
+        while !lock(&self.shared.running).is_empty() && start.elapsed() < DRAIN_WAIT {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.shared.command(Command::Shutdown).await;
+        let engine = self.engine;
+        if tokio::task::spawn_blocking(move || engine.join()).await.is_err() {
+            tracing::error!("the engine thread did not end well");
+        }
+    }
+}
+
+async fn register(
+    storage: &Storage,
+    options: &WorkerOptions,
+    fingerprint: &str,
+    context: usize,
+) -> anyhow::Result<()> {
+    let name = &options.base_name;
+    let live = storage.queue.workers().await?;
+    if live.iter().any(|other| other.base == *name && other.base_fingerprint != fingerprint) {
+        bail!("another worker serves the base '{name}' with other weights");
+    }
+    let base = NewBase {
+        name: name.clone(),
+        fingerprint: fingerprint.to_owned(),
+        context: context as i64,
+    };
+    let found = storage.db.bases().upsert(&base).await?;
+    if found.fingerprint_before.is_some_and(|before| before != fingerprint) {
+        tracing::warn!(base = name, "the base has other weights than before under this name");
+    }
+    Ok(())
+}
