@@ -66,7 +66,8 @@ impl Dialect {
             .after_connect(move |connection, _| Box::pin(self.set_up(connection)))
     }
 
-    async fn set_up(self, connection: &mut AnyConnection) -> sqlx::Result<()> {
+    /// Tells a fresh connection how long to wait and what to keep.
+    pub(super) async fn set_up(self, connection: &mut AnyConnection) -> sqlx::Result<()> {
         match self {
             // FULL: what a commit promised survives a power cut too; a resume point's object is
             // deleted on the strength of it.

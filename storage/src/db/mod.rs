@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Transaction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use adapters::{AdapterDeleted, AdapterName, AdapterRow, Adapters, NewAdapter};
@@ -74,11 +74,17 @@ impl Db {
     pub async fn open_folder(folder: &Path) -> Result<Self> {
         let opening = crate::folder::lock_while_opening(&folder.join(OPENING_FILE)).await?;
         let url = sqlite_url(&folder.join(ROWS_FILE))?;
-        let db = Self::connect(Dialect::Sqlite, &url).await?;
-        sqlx::query("PRAGMA journal_mode = WAL").execute(&db.pool).await?;
-        let mut transaction = db.pool.begin_with(db.dialect.begin_write()).await?;
+        let mut first = Self::first_connection(&url).await?;
+        Dialect::Sqlite.set_up(&mut first).await?;
+        sqlx::query("PRAGMA journal_mode = WAL").execute(&mut first).await?;
+        let mut transaction = first.begin_with(Dialect::Sqlite.begin_write()).await?;
         migrations::run(&mut transaction).await?;
         transaction.commit().await?;
+        let db = Self::pooled(Dialect::Sqlite, &url)?;
+        // Closed only once the pool holds the file: the last connection to close cleans up, which
+        // would keep the next one waiting.
+        db.ping().await?;
+        first.close().await?;
         drop(opening);
         Ok(db)
     }
@@ -89,14 +95,21 @@ impl Db {
         if Dialect::of_url(url) != Some(Dialect::Postgres) {
             return Err(Error::DatabaseScheme);
         }
-        let db = Self::connect(Dialect::Postgres, url).await?;
-        migrations::run(&mut *db.pool.acquire().await?).await?;
-        Ok(db)
+        let mut first = Self::first_connection(url).await?;
+        migrations::run(&mut first).await?;
+        first.close().await?;
+        Self::pooled(Dialect::Postgres, url)
     }
 
-    async fn connect(dialect: Dialect, url: &str) -> Result<Self> {
+    /// A connection outside the pool: a pool retries for seconds and then only says "timed out",
+    /// where this says at once what is wrong.
+    async fn first_connection(url: &str) -> Result<AnyConnection> {
         sqlx::any::install_default_drivers();
-        let pool = dialect.pool_options().connect(url).await?;
+        Ok(AnyConnection::connect(url).await?)
+    }
+
+    fn pooled(dialect: Dialect, url: &str) -> Result<Self> {
+        let pool = dialect.pool_options().connect_lazy(url)?;
         let writers = (dialect == Dialect::Sqlite).then(|| Arc::new(Semaphore::new(1)));
         Ok(Self { pool, dialect, writers })
     }

@@ -74,13 +74,17 @@ impl Jobs<'_> {
                 }
             }
         }
-        if !write.hold_file(&job.org, &job.training_file).await? {
-            return Ok(JobCreated::FileMissing("training_file"));
-        }
-        if let Some(file) = &job.validation_file
-            && !write.hold_file(&job.org, file).await?
-        {
-            return Ok(JobCreated::FileMissing("validation_file"));
+        let training = ("training_file", Some(&job.training_file));
+        let validation = ("validation_file", job.validation_file.as_ref());
+        let mut files = [training, validation];
+        // Held in one order by everybody, so that two jobs cannot wait for each other.
+        files.sort_by_key(|(_, file)| *file);
+        for (param, file) in files {
+            if let Some(file) = file
+                && !write.hold_file(&job.org, file).await?
+            {
+                return Ok(JobCreated::FileMissing(param));
+            }
         }
         let events = first_events(&id, job);
         let row = write.insert_job(&id, job, events.len() as i64).await?;
