@@ -1,1 +1,38 @@
-//! placeholder
+//! The HTTP side: requests in, OpenAI's replies out. Knows keys, limits, names and placement;
+//! knows no model, no tokenizer and no device.
+//!
+//! - [`router`]: the whole API on one page; `routes/*` are its handlers, `wire/*` its JSON.
+//! - `border`, `auth`, `limits`, `body`: what every request passes.
+//! - `inference`, `flight`, `relay`, `placement`: from a request to tokens, across workers.
+//! - `sse`: those tokens as a stream.
+//! - [`serve`]: connections.
+
+mod auth;
+mod body;
+mod border;
+mod config;
+pub mod error;
+mod flight;
+mod gateway;
+pub mod import;
+mod inference;
+mod ledger;
+mod limits;
+mod lines;
+mod metrics;
+mod multipart;
+mod placement;
+mod relay;
+pub mod router;
+mod routes;
+mod serve;
+mod sse;
+mod tar;
+pub mod wire;
+
+pub use border::Peer;
+pub use config::{GatewayConfig, RateLimits};
+pub use gateway::Gateway;
+pub use import::{AdapterCheck, CheckRefusal, CheckedAdapter, NoAdapterCheck};
+pub use router::{app, openapi, openapi_json};
+pub use serve::serve;

@@ -1,0 +1,269 @@
+//! Runs inference requests: places them, waits for admission, follows their tokens across workers,
+//! and ends them when nobody reads any more. Knows neither HTTP nor JSON.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{BoxStream, SelectAll};
+use futures::{StreamExt, stream};
+use storage::queue::Placed;
+use storage::queue::message::{Refusal, RefusalKind, Request};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::flight::{Admission, Delta, Effect, Flight};
+use crate::gateway::Gateway;
+use crate::placement::{Wish, candidates};
+use crate::relay::{Relay, Signal};
+
+/// Pause between two looks for another worker of an open stream.
+const REPLACEMENT_PAUSE: Duration = Duration::from_millis(250);
+
+/// A cancel that a busy worker does not take within this is left to the presence of this gateway.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What placement needs beside the request itself.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    /// Fingerprint the adapter was made for.
+    pub base_fingerprint: Option<String>,
+    /// Worker that owns the job.
+    pub owner: Option<String>,
+    /// The model as the client names it, for accounts.
+    pub model: String,
+}
+
+/// An admitted request.
+pub struct Running {
+    gateway: Arc<Gateway>,
+    flight: Flight,
+    hints: Hints,
+    signals: mpsc::Receiver<Signal>,
+    hold: Hold,
+    over: bool,
+}
+
+/// Where the request runs; dropped before its end, it cancels there.
+struct Hold {
+    relay: Arc<Relay>,
+    request_id: String,
+    worker_id: Option<String>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.relay.close(&self.request_id);
+        let Some(worker_id) = self.worker_id.take() else { return };
+        let (relay, request_id) = (Arc::clone(&self.relay), std::mem::take(&mut self.request_id));
+        // Without a runtime the process is ending, and with it this gateway's presence.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { relay.cancel(&worker_id, &request_id).await });
+        }
+    }
+}
+
+impl Running {
+    /// Places the request and waits until a worker has admitted it.
+    pub async fn start(
+        gateway: &Arc<Gateway>,
+        request: Request,
+        hints: Hints,
+    ) -> Result<Running, Refusal> {
+        let relay = Arc::clone(gateway.relay());
+        let signals = relay.open(&request.request_id);
+        let hold = Hold { relay, request_id: request.request_id.clone(), worker_id: None };
+        let gateway = Arc::clone(gateway);
+        let flight = Flight::new(request);
+        let mut running = Running { gateway, flight, hints, signals, hold, over: false };
+        let deadline = Instant::now() + running.gateway.config().admission_timeout;
+        running.place().await?;
+        loop {
+            let signal = timeout_at(deadline, running.signals.recv());
+            let Ok(signal) = signal.await else {
+                return Err(overloaded("No worker admitted the request in time."));
+            };
+            match running.take(signal) {
+                Effect::Admitted => return Ok(running),
+                Effect::PlaceAgain => {
+                    running.flight.next_attempt();
+                    running.place().await?;
+                }
+                Effect::Fail(refusal) => return Err(refusal),
+                Effect::Ignore | Effect::Deliver(_) => {}
+            }
+        }
+    }
+
+    /// What its admission told.
+    pub fn admission(&self) -> Admission {
+        // Only an admitted request leaves `start`.
+        self.flight.admission().cloned().expect("admitted")
+    }
+
+    /// The next tokens; None once every choice has ended.
+    pub async fn next(&mut self) -> Option<Result<Delta, Refusal>> {
+        while !self.over {
+            let signal = self.signals.recv().await;
+            match self.take(signal) {
+                Effect::Deliver(delta) => {
+                    if self.flight.is_done() {
+                        self.finish();
+                    }
+                    return Some(Ok(delta));
+                }
+                Effect::PlaceAgain => {
+                    if let Err(refusal) = self.place_again().await {
+                        self.finish();
+                        return Some(Err(refusal));
+                    }
+                }
+                Effect::Fail(refusal) => {
+                    self.finish();
+                    return Some(Err(refusal));
+                }
+                Effect::Ignore | Effect::Admitted => {}
+            }
+        }
+        None
+    }
+
+    fn finish(&mut self) {
+        self.over = true;
+        if self.flight.is_done() {
+            // The worker has forgotten it already.
+            self.hold.worker_id = None;
+        }
+    }
+
+    fn take(&mut self, signal: Option<Signal>) -> Effect {
+        match signal {
+            Some(Signal::Update { attempt, update }) => self.flight.receive(attempt, update),
+            Some(Signal::Lost { attempt }) if attempt == self.flight.request().attempt => {
+                self.flight.lose_worker()
+            }
+            Some(Signal::Lost { .. }) => Effect::Ignore,
+            None => Effect::Fail(Refusal {
+                kind: RefusalKind::Overloaded,
+                message: "The reply was read too slowly and has been ended.".to_owned(),
+                param: None,
+            }),
+        }
+    }
+
+    /// Puts the current attempt into an inbox: each candidate in turn.
+    async fn place(&mut self) -> Result<(), Refusal> {
+        let queue = Arc::clone(&self.gateway.storage().queue);
+        let workers = queue.workers().await.map_err(unreachable_queue)?;
+        let before = self.hold.worker_id.take();
+        let request = self.flight.request();
+        let wish = Wish {
+            base: &request.base,
+            base_fingerprint: self.hints.base_fingerprint.as_deref(),
+            target: &request.target,
+            owner: self.hints.owner.as_deref(),
+            avoid: before.as_deref(),
+        };
+        let order = candidates(&workers, &wish, &mut rand::rng());
+        if order.is_empty() {
+            let message = format!("No worker serves the base `{}` at the moment.", request.base);
+            return Err(overloaded(message));
+        }
+        if let Some(before) = &before {
+            // It may still be computing; and where it is the only worker, it must forget the old
+            // attempt before it sees the new one.
+            let cancel = self.hold.relay.cancel(before, &request.request_id);
+            if timeout(CANCEL_PATIENCE, cancel).await.is_err() {
+                tracing::warn!(worker.id = before, "a worker takes no cancel");
+            }
+        }
+        for worker in order {
+            self.hold.relay.expect(&request.request_id, request.attempt, &worker.incarnation);
+            self.hold.worker_id = Some(worker.worker_id.clone());
+            let placed = queue.place(&worker.worker_id, request.clone()).await;
+            match placed.map_err(unreachable_queue)? {
+                Placed::Accepted => return Ok(()),
+                Placed::Full | Placed::Gone => self.hold.worker_id = None,
+            }
+        }
+        Err(overloaded("All workers are busy. Try again in a moment."))
+    }
+
+    /// Moves an admitted request to another worker; looks for one for a while.
+    async fn place_again(&mut self) -> Result<(), Refusal> {
+        let deadline = Instant::now() + self.gateway.config().replacement_timeout;
+        metrics::counter!("loquetier_replacements_total").increment(1);
+        self.flight.next_attempt();
+        loop {
+            match self.place().await {
+                Ok(()) => return Ok(()),
+                Err(refusal) if Instant::now() >= deadline => return Err(refusal),
+                Err(_) => sleep(REPLACEMENT_PAUSE).await,
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(admission) = self.flight.admission() {
+            let prompt_tokens = u64::from(admission.prompt_tokens);
+            let request = self.flight.request();
+            self.gateway.account(
+                request,
+                &self.hints.model,
+                prompt_tokens,
+                self.flight.completion_tokens(),
+            );
+        }
+    }
+}
+
+fn overloaded(message: impl Into<String>) -> Refusal {
+    Refusal { kind: RefusalKind::Overloaded, message: message.into(), param: None }
+}
+
+fn unreachable_queue(error: storage::Error) -> Refusal {
+    tracing::error!(%error, "the queue cannot be reached");
+    overloaded("The queue cannot be reached at the moment.")
+}
+
+/// The tokens of one or several running requests; choices are numbered through, request-major.
+pub struct Feed {
+    deltas: SelectAll<BoxStream<'static, Result<Delta, Refusal>>>,
+    /// Tokens of all prompts.
+    pub prompt_tokens: u64,
+    /// Of the first request.
+    pub fingerprint: String,
+    /// Tokens delivered so far.
+    pub completion_tokens: u64,
+}
+
+impl Feed {
+    /// From admitted requests of `choices` each; there is at least one.
+    pub fn new(requests: Vec<Running>, choices: u32) -> Feed {
+        let admissions: Vec<Admission> = requests.iter().map(Running::admission).collect();
+        let prompt_tokens = admissions.iter().map(|a| u64::from(a.prompt_tokens)).sum();
+        let fingerprint = admissions.into_iter().next().map(|a| a.fingerprint).unwrap_or_default();
+        let streams = (0..).zip(requests).map(|(p, running): (u32, Running)| {
+            stream::unfold(running, move |mut running| async move {
+                let mut next = running.next().await?;
+                if let Ok(delta) = &mut next {
+                    delta.choice += p * choices;
+                }
+                Some((next, running))
+            })
+            .boxed()
+        });
+        let deltas = stream::select_all(streams);
+        Feed { deltas, prompt_tokens, fingerprint, completion_tokens: 0 }
+    }
+
+    /// The next tokens of any choice; None once all have ended.
+    pub async fn next(&mut self) -> Option<Result<Delta, Refusal>> {
+        let next = self.deltas.next().await?;
+        if let Ok(delta) = &next {
+            self.completion_tokens += delta.tokens.len() as u64;
+        }
+        Some(next)
+    }
+}

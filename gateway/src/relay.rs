@@ -1,0 +1,211 @@
+//! Takes this gateway's token messages apart and hands each item to the request it belongs to.
+//!
+//! One task reads for all requests. It never waits for one of them: a reader whose buffer is full
+//! loses its request. It watches the sequence of every worker and the presence of all of them, and
+//! tells the requests of a worker that lost a message or is gone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use storage::queue::message::{ToWorker, TokenMessage, Update};
+use storage::queue::{Queue, TokenReceiver};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+/// How often presence is looked at; a lost worker is noticed within this and its presence time.
+const PRESENCE_PERIOD: Duration = Duration::from_millis(500);
+
+/// What a request hears.
+#[derive(Debug)]
+pub enum Signal {
+    /// Its worker, at this attempt.
+    Update {
+        /// Placement number.
+        attempt: u32,
+        /// What happened.
+        update: Update,
+    },
+    /// A message of this attempt's worker was lost, or the worker is gone.
+    Lost {
+        /// Placement number.
+        attempt: u32,
+    },
+}
+
+#[derive(Debug)]
+struct Slot {
+    attempt: u32,
+    /// Of the worker it was placed on; empty while it is between workers.
+    incarnation: String,
+    signals: mpsc::Sender<Signal>,
+}
+
+/// Where a worker incarnation stands in its sequence.
+#[derive(Debug, Default)]
+struct Sequences(HashMap<String, u64>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Arrival {
+    Next,
+    Gap,
+    Repeat,
+}
+
+impl Sequences {
+    fn observe(&mut self, incarnation: &str, sequence: u64) -> Arrival {
+        let expected = match self.0.get_mut(incarnation) {
+            Some(expected) => expected,
+            None => self.0.entry(incarnation.to_owned()).or_default(),
+        };
+        if sequence < *expected {
+            return Arrival::Repeat;
+        }
+        let gap = sequence > *expected;
+        *expected = sequence + 1;
+        if gap { Arrival::Gap } else { Arrival::Next }
+    }
+}
+
+/// The open requests of this gateway by id.
+pub struct Relay {
+    /// This process, as workers address it.
+    pub gateway_id: String,
+    queue: Arc<dyn Queue>,
+    buffer_messages: usize,
+    slots: Mutex<HashMap<String, Slot>>,
+}
+
+impl Relay {
+    /// Without requests yet.
+    pub fn new(gateway_id: String, queue: Arc<dyn Queue>, buffer_messages: usize) -> Relay {
+        Relay { gateway_id, queue, buffer_messages, slots: Mutex::default() }
+    }
+
+    /// Every change leaves the map whole, so a panic elsewhere does not spoil it.
+    fn slots(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the line of a request; what arrives before [`Relay::expect`] is dropped.
+    pub fn open(&self, request_id: &str) -> mpsc::Receiver<Signal> {
+        let (signals, receiver) = mpsc::channel(self.buffer_messages);
+        let slot = Slot { attempt: 0, incarnation: String::new(), signals };
+        self.slots().insert(request_id.to_owned(), slot);
+        receiver
+    }
+
+    /// From now on only this attempt on this worker incarnation is heard.
+    pub fn expect(&self, request_id: &str, attempt: u32, incarnation: &str) {
+        if let Some(slot) = self.slots().get_mut(request_id) {
+            slot.attempt = attempt;
+            slot.incarnation.clear();
+            slot.incarnation.push_str(incarnation);
+        }
+    }
+
+    /// Closes the line.
+    pub fn close(&self, request_id: &str) {
+        self.slots().remove(request_id);
+    }
+
+    /// Open requests.
+    pub fn open_requests(&self) -> usize {
+        self.slots().len()
+    }
+
+    /// Reads until another process takes over this gateway's id.
+    pub async fn run(self: Arc<Relay>, mut messages: TokenReceiver) {
+        let mut sequences = Sequences::default();
+        let mut presence = tokio::time::interval(PRESENCE_PERIOD);
+        presence.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Some(message) => self.take(&mut sequences, message),
+                    None => break,
+                },
+                _ = presence.tick() => self.watch(&mut sequences).await,
+            }
+        }
+        tracing::error!("the stream of token messages ended");
+        self.slots().clear();
+    }
+
+    fn take(&self, sequences: &mut Sequences, message: TokenMessage) {
+        let incarnation = message.worker_incarnation;
+        let mut slots = self.slots();
+        match sequences.observe(&incarnation, message.sequence) {
+            Arrival::Next => {}
+            Arrival::Repeat => return,
+            Arrival::Gap => {
+                tracing::warn!(worker.incarnation = incarnation, "a token message was lost");
+                lose(&mut slots, |slot| slot.incarnation == incarnation);
+            }
+        }
+        for item in message.items {
+            let Some(slot) = slots.get_mut(&item.request_id) else { continue };
+            if slot.incarnation != incarnation || slot.attempt != item.attempt {
+                continue;
+            }
+            let signal = Signal::Update { attempt: item.attempt, update: item.update };
+            if slot.signals.try_send(signal).is_err() {
+                // The reader is too slow or gone; its end of the line sees the close.
+                slots.remove(&item.request_id);
+            }
+        }
+    }
+
+    /// Tells the requests whose worker is no longer alive.
+    async fn watch(&self, sequences: &mut Sequences) {
+        let workers = match self.queue.workers().await {
+            Ok(workers) => workers,
+            Err(error) => {
+                tracing::warn!(%error, "presence could not be read");
+                return;
+            }
+        };
+        let alive: HashSet<&str> = workers.iter().map(|w| w.incarnation.as_str()).collect();
+        let mut slots = self.slots();
+        let gone = |slot: &Slot| {
+            !slot.incarnation.is_empty() && !alive.contains(slot.incarnation.as_str())
+        };
+        lose(&mut slots, gone);
+        sequences.0.retain(|incarnation, _| alive.contains(incarnation.as_str()));
+    }
+
+    /// Tells a worker that nobody reads this request any more.
+    pub async fn cancel(&self, worker_id: &str, request_id: &str) {
+        let message = ToWorker::Cancel { request_id: request_id.to_owned() };
+        if let Err(error) = self.queue.control(worker_id, message).await {
+            tracing::warn!(%error, request.id = request_id, "a cancel could not be sent");
+        }
+    }
+}
+
+/// Tells the slots of a lost worker once; they are between workers from then on.
+fn lose(slots: &mut HashMap<String, Slot>, lost: impl Fn(&Slot) -> bool) {
+    slots.retain(|_, slot| {
+        if !lost(slot) {
+            return true;
+        }
+        slot.incarnation.clear();
+        slot.signals.try_send(Signal::Lost { attempt: slot.attempt }).is_ok()
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_start_at_zero_and_have_no_holes() {
+        let mut sequences = Sequences::default();
+        assert_eq!(sequences.observe("a", 0), Arrival::Next);
+        assert_eq!(sequences.observe("a", 1), Arrival::Next);
+        assert_eq!(sequences.observe("a", 1), Arrival::Repeat);
+        assert_eq!(sequences.observe("a", 3), Arrival::Gap);
+        assert_eq!(sequences.observe("a", 4), Arrival::Next);
+        assert_eq!(sequences.observe("b", 2), Arrival::Gap);
+    }
+}
