@@ -180,20 +180,20 @@ fn heads(fields: Fields<'_>, family: Family, hidden: usize) -> Result<HeadShape,
         Family::Mistral => 8,
         Family::Llama | Family::Qwen2 | Family::Qwen3 => q_heads,
     });
-    if q_heads % kv_heads != 0 {
+    if !q_heads.is_multiple_of(kv_heads) {
         let reason = format!("it must divide the {q_heads} query heads");
         return Err(fields.fault("num_key_value_heads", &reason));
     }
     let head_dim = match fields.count("head_dim", WIDTH_LIMIT)? {
         Some(dim) => dim,
         None if family == Family::Qwen3 => 128,
-        None if hidden % q_heads == 0 => hidden / q_heads,
+        None if hidden.is_multiple_of(q_heads) => hidden / q_heads,
         None => {
             let reason = format!("without head_dim it must divide hidden_size {hidden}");
             return Err(fields.fault("num_attention_heads", &reason));
         }
     };
-    if head_dim % 2 != 0 {
+    if !head_dim.is_multiple_of(2) {
         return Err(fields.fault("head_dim", "an even head dimension is needed"));
     }
     if q_heads * head_dim > WIDTH_LIMIT {

@@ -1,6 +1,9 @@
 //! Faults of a base model's files: each is one line that names the file and the field or tensor.
 
-use super::json::FieldError;
+use super::json::{FieldError, quoted};
+
+/// Longest file or tensor name in an error, in characters: paths are longer than tensor names.
+const NAME_CHARS: usize = 400;
 
 /// Why a base cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -44,10 +47,10 @@ pub enum BaseError {
 
 impl BaseError {
     pub(super) fn file(file: impl Into<String>, reason: impl ToString) -> Self {
-        Self::File { file: file.into(), reason: reason.to_string() }
+        Self::File { file: quoted(&file.into(), NAME_CHARS), reason: reason.to_string() }
     }
 
     pub(super) fn tensor(name: impl Into<String>, reason: impl ToString) -> Self {
-        Self::Tensor { name: name.into(), reason: reason.to_string() }
+        Self::Tensor { name: quoted(&name.into(), NAME_CHARS), reason: reason.to_string() }
     }
 }

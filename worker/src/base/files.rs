@@ -5,25 +5,19 @@
 //! not be changed: they are mapped, not copied.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use half::bf16;
-use memmap2::Mmap;
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::config::BaseConfig;
 use super::error::BaseError;
-use super::json;
+use super::folder::{Content, INDEX, file_names, map, read_text, shard_names};
 use super::safetensor::{self, Entry, Stored};
 use super::tensors::{expected, ignorable};
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
 
 /// Small files that belong to a base; those that are there are kept and fingerprinted.
 pub const TEXT_FILES: [&str; 7] = [
@@ -35,46 +29,23 @@ pub const TEXT_FILES: [&str; 7] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
-/// Largest text file, in bytes: the largest known tokenizers stay below 40 MB.
-const TEXT_LIMIT_BYTES: u64 = 256 << 20;
-/// Tensors above this sum of bytes are fingerprinted by samples.
-const WHOLE_HASH_LIMIT_BYTES: usize = 2 << 30;
-/// Bytes of one sample: taken from the start, middle and end of a tensor.
-const SAMPLE_BYTES: usize = 64 << 10;
-
-/// Bytes of one file.
-enum Content {
-    Mapped(Mmap),
-    Embedded(&'static [u8]),
-    Read(Vec<u8>),
-}
-
-impl Content {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Embedded(bytes) => bytes,
-            Self::Read(bytes) => bytes,
-        }
-    }
-}
 
 struct Shard {
     file: String,
     content: Content,
 }
 
-struct Tensor {
+pub(super) struct Tensor {
     shard: usize,
-    entry: Entry,
+    pub(super) entry: Entry,
 }
 
 /// A base's files, checked.
 pub struct BaseFiles {
     config: BaseConfig,
-    texts: BTreeMap<&'static str, Content>,
+    pub(super) texts: BTreeMap<&'static str, Content>,
     shards: Vec<Shard>,
-    tensors: BTreeMap<String, Tensor>,
+    pub(super) tensors: BTreeMap<String, Tensor>,
 }
 
 /// Elements of one tensor as they are stored.
@@ -172,7 +143,7 @@ impl BaseFiles {
                 return Err(BaseError::tensor(&want.name, reason));
             }
         }
-        let names: std::collections::BTreeSet<_> = table.iter().map(|want| &want.name).collect();
+        let names: BTreeSet<_> = table.iter().map(|want| &want.name).collect();
         match self.tensors.keys().find(|name| !names.contains(name)) {
             Some(name) => {
                 let reason =
@@ -198,7 +169,8 @@ impl BaseFiles {
         self.tensors.values().map(|tensor| tensor.entry.bytes.len()).sum()
     }
 
-    fn raw(&self, name: &str) -> Result<(&[u8], Stored), BaseError> {
+    /// Bytes of a tensor and how they are stored.
+    pub(super) fn raw(&self, name: &str) -> Result<(&[u8], Stored), BaseError> {
         let Some(tensor) = self.tensors.get(name) else {
             return Err(BaseError::tensor(name, "is missing"));
         };
@@ -216,71 +188,6 @@ impl BaseFiles {
             Stored::F16 | Stored::F32 => Elements::F32(safetensor::to_f32(bytes, stored)),
         })
     }
-
-    /// SHA-256, in hex, of the text files and of every tensor's name, shape, type and content, in
-    /// name order: the same for a base however it is split into files. Of tensors that sum to more
-    /// than 2 GiB only the first, middle and last 64 KiB of each are read, so that start stays
-    /// fast.
-    pub fn fingerprint(&self) -> Result<String, BaseError> {
-        let mut hash = Sha256::new();
-        let mut field = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        for (name, text) in &self.texts {
-            field(name.as_bytes());
-            field(text.bytes());
-        }
-        let sampled = self.tensor_bytes() > WHOLE_HASH_LIMIT_BYTES;
-        for (name, tensor) in &self.tensors {
-            let (bytes, stored) = self.raw(name)?;
-            field(name.as_bytes());
-            field(format!("{} {:?}", stored.name(), tensor.entry.shape).as_bytes());
-            if sampled && bytes.len() > 3 * SAMPLE_BYTES {
-                let middle = (bytes.len() - SAMPLE_BYTES) / 2;
-                for start in [0, middle, bytes.len() - SAMPLE_BYTES] {
-                    field(&bytes[start..start + SAMPLE_BYTES]);
-                }
-            } else {
-                field(bytes);
-            }
-        }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-}
-
-/// Which of the files `present` hold the tensors.
-fn shard_names(
-    present: &[String],
-    index: impl FnOnce() -> Result<Vec<u8>, BaseError>,
-) -> Result<Vec<String>, BaseError> {
-    let has = |name: &str| present.iter().any(|file| file == name);
-    if has(SINGLE) {
-        return Ok(vec![SINGLE.to_owned()]);
-    }
-    let names = if has(INDEX) {
-        index_names(&index()?)?
-    } else {
-        present.iter().filter(|file| file.ends_with(".safetensors")).cloned().collect()
-    };
-    match names.iter().find(|name| !has(name)) {
-        Some(name) => Err(BaseError::file(name, format!("is missing, {INDEX} names it"))),
-        None if names.is_empty() => Err(BaseError::file(SINGLE, "is missing")),
-        None => Ok(names),
-    }
-}
-
-fn index_names(index: &[u8]) -> Result<Vec<String>, BaseError> {
-    let map = json::object(index).map_err(|fault| BaseError::Field { file: INDEX, fault })?;
-    let fault = || BaseError::file(INDEX, "field `weight_map` must map tensors to file names");
-    let weights = map.get("weight_map").and_then(Value::as_object).ok_or_else(fault)?;
-    let mut names = Vec::new();
-    for file in weights.values() {
-        names.push(file.as_str().ok_or_else(fault)?.to_owned());
-    }
-    names.sort_unstable();
-    names.dedup();
-    Ok(names)
 }
 
 fn collect_tensors(
@@ -303,44 +210,4 @@ fn collect_tensors(
         }
     }
     Ok(tensors)
-}
-
-fn io_fault(path: &Path) -> impl FnOnce(std::io::Error) -> BaseError {
-    let path = path.display().to_string();
-    move |source| BaseError::Io { path, source }
-}
-
-fn file_names(dir: &Path) -> Result<Vec<String>, BaseError> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(io_fault(dir))? {
-        let entry = entry.map_err(io_fault(dir))?;
-        // A name that is not UTF-8 is none of the files that are looked for.
-        if let Ok(name) = entry.file_name().into_string() {
-            names.push(name);
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-fn read_text(path: &Path) -> Result<Option<Vec<u8>>, BaseError> {
-    let length = match std::fs::metadata(path) {
-        Ok(found) => found.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_fault(path)(error)),
-    };
-    if length > TEXT_LIMIT_BYTES {
-        let reason = format!("has {length} bytes, more than {TEXT_LIMIT_BYTES}");
-        return Err(BaseError::file(path.display().to_string(), reason));
-    }
-    std::fs::read(path).map(Some).map_err(io_fault(path))
-}
-
-fn map(path: &Path) -> Result<Mmap, BaseError> {
-    let file = File::open(path).map_err(io_fault(path))?;
-    // SAFETY: the map is read only. Its bytes are used as plain numbers, for which every pattern
-    // is valid, and all offsets are checked against the length at mapping. What remains is that
-    // another process changes or cuts the file meanwhile; whoever serves a base must not do that
-    // (a cut ends the process with SIGBUS), as the module's documentation says.
-    unsafe { Mmap::map(&file) }.map_err(io_fault(path))
 }

@@ -17,13 +17,29 @@ pub struct FieldError {
 /// Longest value quoted in an error, in characters.
 const QUOTED_CHARS: usize = 80;
 
+/// `text` on one line and of bounded length, for errors about what a stranger's file holds.
+pub(crate) fn quoted(text: &str, chars: usize) -> String {
+    let mut quoted = String::new();
+    for (at, c) in text.chars().enumerate() {
+        if at == chars {
+            quoted.push('…');
+            break;
+        }
+        match c.is_control() {
+            true => quoted.extend(c.escape_debug()),
+            false => quoted.push(c),
+        }
+    }
+    quoted
+}
+
 /// Reads the text of a JSON object.
 pub(crate) fn object(text: &[u8]) -> Result<Map<String, Value>, FieldError> {
     let fault = |reason: String| FieldError { field: String::new(), reason };
     match serde_json::from_slice(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(fault("is not a JSON object".into())),
-        Err(error) => Err(fault(format!("is not JSON: {error}"))),
+        Err(error) => Err(fault(quoted(&format!("is not JSON: {error}"), 2 * QUOTED_CHARS))),
     }
 }
 
@@ -59,11 +75,7 @@ impl<'a> Fields<'a> {
         let reason = match self.get(name) {
             None => format!("is missing: {reason}"),
             Some(value) => {
-                let text = value.to_string();
-                let mut quoted: String = text.chars().take(QUOTED_CHARS).collect();
-                if quoted.len() < text.len() {
-                    quoted.push('…');
-                }
+                let quoted = quoted(&value.to_string(), QUOTED_CHARS);
                 format!("is {quoted}: {reason}")
             }
         };

@@ -6,6 +6,8 @@
 pub mod config;
 mod error;
 pub mod files;
+mod fingerprint;
+mod folder;
 pub(crate) mod json;
 pub mod rope;
 pub(crate) mod safetensor;
@@ -18,3 +20,6 @@ pub use files::BaseFiles;
 pub use rope::{RopeConfig, RopeScaling, RopeTables};
 pub(crate) use tensors::module_path;
 pub use weights::{BaseWeights, LayerWeights};
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -57,12 +57,12 @@ impl RopeConfig {
         let scaling = fields.nested("rope_scaling", "rope_scaling.")?;
         let parameters = fields.nested("rope_parameters", "rope_parameters.")?;
         let nested = scaling.filter(|fields| !fields.is_empty()).or(parameters);
-        let outer_theta = fields.positive("rope_theta")?;
+        let outer_theta = read_theta(fields)?;
         let Some(nested) = nested else {
             let theta = outer_theta.unwrap_or(DEFAULT_THETA);
             return Ok(Self { theta, scaling: RopeScaling::None });
         };
-        let theta = nested.positive("rope_theta")?.or(outer_theta).unwrap_or(DEFAULT_THETA);
+        let theta = read_theta(nested)?.or(outer_theta).unwrap_or(DEFAULT_THETA);
         if nested.positive("partial_rotary_factor")?.is_some_and(|part| part != 1.0) {
             return Err(nested.fault("partial_rotary_factor", "only whole heads are rotated"));
         }
@@ -121,6 +121,22 @@ impl RopeConfig {
     }
 }
 
+/// Below 1 frequencies would grow beyond any wavelength that positions can tell apart.
+fn read_theta(fields: Fields<'_>) -> Result<Option<f64>, FieldError> {
+    match fields.positive("rope_theta")? {
+        Some(theta) if theta < 1.0 => Err(fields.fault("rope_theta", "at least 1 is needed")),
+        theta => Ok(theta),
+    }
+}
+
+fn read_factor(fields: Fields<'_>) -> Result<f64, FieldError> {
+    let factor = fields.need_positive("factor")?;
+    if factor < 1.0 {
+        return Err(fields.fault("factor", "at least 1 is needed"));
+    }
+    Ok(factor)
+}
+
 fn read_scaling(
     nested: Fields<'_>,
     outer: Fields<'_>,
@@ -129,7 +145,7 @@ fn read_scaling(
     let name = if nested.get("rope_type").is_some() { "rope_type" } else { "type" };
     match nested.text(name)? {
         None | Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: nested.need_positive("factor")? }),
+        Some("linear") => Ok(RopeScaling::Linear { factor: read_factor(nested)? }),
         Some("llama3") => {
             const ORIGINAL: &str = "original_max_position_embeddings";
             let low_freq_factor = nested.need_positive("low_freq_factor")?;
@@ -143,7 +159,7 @@ fn read_scaling(
                 None => nested.count(ORIGINAL, ORIGINAL_CONTEXT_LIMIT)?.unwrap_or(context),
             };
             Ok(RopeScaling::Llama3 {
-                factor: nested.need_positive("factor")?,
+                factor: read_factor(nested)?,
                 low_freq_factor,
                 high_freq_factor,
                 original_context,

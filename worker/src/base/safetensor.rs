@@ -8,6 +8,8 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use super::json::quoted;
+
 /// How a tensor's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stored {
@@ -48,6 +50,8 @@ pub(crate) struct Entry {
 
 /// Longest header, in bytes: as the format's own library limits it.
 const HEADER_LIMIT: usize = 100_000_000;
+/// Longest fault of a header, in characters: it may quote the header.
+const FAULT_CHARS: usize = 200;
 
 /// Reads the header of a whole file, or says what is wrong with it. Element types that are not
 /// read are an error only of the tensor, so that a tensor which may be ignored does no harm.
@@ -63,8 +67,8 @@ pub(crate) fn read_entries(file: &[u8]) -> Result<BTreeMap<String, Entry>, Strin
     let Some((header, data)) = header.and_then(|length| rest.split_at_checked(length)) else {
         return Err(format!("a header of {length} bytes does not fit: truncated or damaged"));
     };
-    let metadata: Metadata =
-        serde_json::from_slice(header).map_err(|error| format!("malformed header: {error}"))?;
+    let metadata: Metadata = serde_json::from_slice(header)
+        .map_err(|error| quoted(&format!("malformed header: {error}"), FAULT_CHARS))?;
     if data.len() != metadata.data_len() {
         return Err(format!(
             "{} bytes of tensors are promised, {} are there: truncated or damaged",
