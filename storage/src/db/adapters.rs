@@ -88,6 +88,7 @@ pub struct AdapterName {
 
 /// Outcome of a deletion.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one per request, matched at once")]
 pub enum AdapterDeleted {
     /// The name is gone. Its objects stay for now: requests under way and jobs that continue from
     /// it still read them.

@@ -6,6 +6,7 @@ use crate::ids::IdKind;
 
 /// What a model name means for an organization.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one per request, matched at once")]
 pub enum Resolved {
     /// A base, shared by all.
     Base(BaseRow),

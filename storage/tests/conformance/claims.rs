@@ -116,6 +116,13 @@ async fn a_released_job_is_free_at_once(rig: Rig) {
     // The same worker, started again, is another attempt.
     let again = rig.claim("w", LONG_MS).await.expect("the released job");
     assert_eq!(again.attempt, claim.attempt + 1);
+    // Same name, but the number tells them apart.
+    let jobs = rig.db.jobs();
+    let stale = jobs.write(&claim, &success("ft:stale", 3)).await.expect("reads");
+    assert_eq!(stale, Written::Lost);
+    assert_eq!(jobs.renew(&claim, LONG_MS).await.expect("reads"), Renewed::Lost);
+    jobs.release(&claim).await.expect("is harmless");
+    assert_eq!(rig.claim("other", LONG_MS).await, None, "the new claim still holds");
 }
 
 async fn validation_is_claimed_apart(rig: Rig) {

@@ -70,7 +70,7 @@ impl Jobs<'_> {
                         .bind(first)
                         .fetch_one(write.connection())
                         .await?;
-                    return Ok(JobCreated::Replayed(read(&row)?.as_created()));
+                    return Ok(JobCreated::Replayed(read(&row)?.into_first_reply()));
                 }
             }
         }

@@ -124,7 +124,7 @@ const COLUMNS: &str = "id, org, model, base, base_fingerprint, parent, training_
 
 impl JobRow {
     /// The row as its creation returned it: a repeated create gives the first reply again.
-    fn as_created(self) -> Self {
+    fn into_first_reply(self) -> Self {
         Self {
             resolved: None,
             status: JobStatus::ValidatingFiles,

@@ -22,6 +22,7 @@ impl MetadataFilter {
 
 /// Outcome of a change of state that a client asked for.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one per request, matched at once")]
 pub enum Transition {
     /// Done; the row as it is now.
     Done(JobRow),
