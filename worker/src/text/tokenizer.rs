@@ -60,7 +60,6 @@ pub struct Tokenizer {
     bytes: Arc<TokenBytes>,
     /// Control token → the ids that spell it as plain text.
     control_spelled: HashMap<u32, Vec<u32>>,
-    unknown: Option<u32>,
 }
 
 impl Tokenizer {
@@ -101,7 +100,6 @@ impl Tokenizer {
             bytes: Arc::new(token_bytes(&inner, &tokens, &decoding)?),
             added: AddedTokens::new(tokens, inner.get_normalizer()).map_err(invalid)?,
             control_spelled,
-            unknown,
             inner,
         };
         // Faults that the library meets at the first text only are found now.
@@ -126,9 +124,10 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Whether an id is a control token: it gives no text and plain text never holds it.
+    /// Whether an id is a control token: it gives no text, and plain text never holds it. The
+    /// unknown token, which the model itself writes, is none.
     pub fn is_control(&self, id: u32) -> bool {
-        self.control_spelled.contains_key(&id) || Some(id) == self.unknown
+        self.control_spelled.contains_key(&id)
     }
 
     /// Where control tokens are spelled, for rendering.
@@ -199,6 +198,26 @@ impl Tokenizer {
         let mut ids = self.encode_rendered(&tail)?;
         ids.remove(0);
         Ok(ids)
+    }
+
+    /// Encodes text that continues other text, so that no tokenizer puts a space before it.
+    pub fn encode_continued(&self, rendered: &Rendered) -> Result<Vec<u32>, TokenizerError> {
+        // Encoded behind a character that does not merge with it.
+        for before in ["\n", ".", "a", "0"] {
+            let shifted = |control: &Control| Control {
+                range: control.range.start + before.len()..control.range.end + before.len(),
+                id: control.id,
+            };
+            let both = Rendered {
+                text: format!("{before}{}", rendered.text),
+                controls: rendered.controls.iter().map(shifted).collect(),
+            };
+            let ids = self.encode_rendered(&both)?;
+            if let Some(rest) = ids.strip_prefix(&self.encode_plain(before, false)?[..]) {
+                return Ok(rest.to_vec());
+            }
+        }
+        self.encode_rendered(rendered)
     }
 
     /// The text of a whole sequence.

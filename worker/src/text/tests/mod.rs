@@ -6,6 +6,8 @@ mod golden;
 mod mutations;
 mod safety;
 
+use std::sync::LazyLock;
+
 use super::*;
 
 pub(super) const BYTE_LEVEL: &str = include_str!("../../../tests/fixtures/text/byte_level.json");
@@ -32,6 +34,22 @@ pub(crate) fn tokenizer_source(name: &str) -> &'static str {
         _ => BYTE_LEVEL,
     }
 }
+
+/// A fixture tokenizer, loaded here and by the library itself.
+pub(super) struct Loaded {
+    pub source: &'static str,
+    pub ours: Tokenizer,
+    pub library: tokenizers::Tokenizer,
+}
+
+/// The three fixture tokenizers: byte-level, Llama 2's and Mistral's form.
+pub(super) static LOADED: LazyLock<[Loaded; 3]> = LazyLock::new(|| {
+    [BYTE_LEVEL, LLAMA2, MISTRAL].map(|source| Loaded {
+        source,
+        ours: Tokenizer::from_bytes(source.as_bytes()).unwrap(),
+        library: source.parse().unwrap(),
+    })
+});
 
 /// Tokenizer and template of a family, with the named tokens that go with them.
 pub(crate) fn family(name: &str) -> Text {

@@ -1,6 +1,8 @@
 //! What a client writes never becomes a control token, and where it writes none of their
 //! spellings the ids equal the library's.
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -161,6 +163,13 @@ fn roles_may_form_control_tokens() {
     assert_eq!(controls_of(&text, &[Message::new(Role::User, "[USER]")], &[]), [user]);
 }
 
+/// Two tokenizers with a template that joins inputs without anything between them.
+static JOINING: LazyLock<[Text; 2]> = LazyLock::new(|| {
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.content | trim }}\
+        {{ m.name }}<{{ m.content }}>{% endfor %}";
+    [LLAMA2, MISTRAL].map(|source| super::text(source, template, r#"{"bos_token": "<s>"}"#))
+});
+
 /// Texts of ordinary words, whitespace, and pieces of markup.
 fn words() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
@@ -181,13 +190,8 @@ proptest! {
 
     #[test]
     fn honest_prompts_equal_the_library(first in words(), second in words()) {
-        for (source, open, close) in [
-            (BYTE_LEVEL, "<|im_start|>", "<|im_end|>"),
-            (LLAMA2, "<s>", "</s>"),
-            (MISTRAL, "[INST]", "[/INST]"),
-        ] {
-            let tokenizer = Tokenizer::from_bytes(source.as_bytes()).unwrap();
-            let library: tokenizers::Tokenizer = source.parse().unwrap();
+        let markup = [("<|im_start|>", "<|im_end|>"), ("<s>", "</s>"), ("[INST]", "[/INST]")];
+        for (Loaded { ours: tokenizer, library, .. }, (open, close)) in LOADED.iter().zip(markup) {
             prop_assume!(tokenizer.spellings().find(&first).is_empty());
             prop_assume!(tokenizer.spellings().find(&second).is_empty());
             let text = format!("{open}{first}{close}{second}{open}");
@@ -213,14 +217,11 @@ proptest! {
     ) {
         let cut = cut.min(pieces.len());
         let (first, second) = (pieces[..cut].concat(), pieces[cut..].concat());
-        for source in [LLAMA2, MISTRAL] {
-            let template = "{{ bos_token }}{% for m in messages %}{{ m.content | trim }}\
-                {{ m.name }}<{{ m.content }}>{% endfor %}";
-            let text = super::text(source, template, r#"{"bos_token": "<s>"}"#);
+        for text in JOINING.iter() {
             let mut message = Message::new(Role::User, first.clone());
             message.name = Some(second.clone());
             let other = Message::new(Role::User, second.clone());
-            prop_assert_eq!(controls_of(&text, &[message, other], &[]), [1]);
+            prop_assert_eq!(controls_of(text, &[message, other], &[]), [1]);
         }
     }
 }

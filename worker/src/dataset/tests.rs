@@ -1,0 +1,4 @@
+//! Tests over the fixtures of `worker/tests/fixtures/text`.
+
+mod encoding;
+mod faults;
