@@ -3,17 +3,18 @@
 //! This crate knows shapes, not models: no layer, no tokenizer, no file. [`cpu`] is the readable
 //! specification, generic over f32 and f64, that other devices are proven against.
 
+mod arguments;
 pub mod cpu;
 pub mod device;
 pub mod tables;
 mod ticket;
 mod view;
 
-pub use cpu::Cpu;
-pub use device::{
-    AdamW, AdamWState, Buffer, Device, HeadShape, KvOut, LinearShape, LossArgs, PagedKv, QkNorm,
-    Rope,
+pub use arguments::{
+    AdamW, AdamWState, HeadShape, KvOut, LinearShape, LossArgs, PagedKv, QkNorm, Rope,
 };
+pub use cpu::Cpu;
+pub use device::{Buffer, Device};
 pub use tables::{GroupModule, Module, SmlmGroup};
 pub use ticket::Ticket;
 pub use view::{In, Out};

@@ -113,14 +113,8 @@ fn exp_f32(x: f32) -> f32 {
     /// ln 2, its leading bits and the rest.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     /// Of `(eʳ − 1 − r) / r²` for |r| ≤ ln 2 / 2 (Moshier, Cephes), highest power first.
-    const SERIES: [f32; 6] = [
-        1.987_569_2e-4,
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_6e-1,
-        5.000_000_1e-1,
-    ];
+    const SERIES: [f32; 6] =
+        [1.987_569_2e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5];
     // Comparisons that keep NaN. Beyond these bounds the result is 0 or infinite.
     let x = if x < -104.0 { -104.0 } else { x };
     let x = if x > 89.0 { 89.0 } else { x };

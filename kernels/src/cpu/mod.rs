@@ -4,7 +4,7 @@
 //! neither on the number of threads nor on what else is in the batch, bit for bit:
 //! - each row is computed alone, sums in an order given by its length ([`lanes`]) or its keys;
 //! - matrix products go through one function with a constant shape ([`matmul`]);
-//! - gradients add one partial per tile of an example in canonical order ([`smlm`]).
+//! - gradients add one partial per tile of an example in canonical order ([`smlm_gradients`]).
 
 mod attention;
 mod attention_paged;
@@ -24,6 +24,7 @@ mod sample;
 mod segments;
 mod silu;
 mod smlm;
+mod smlm_gradients;
 mod threads;
 
 use std::marker::PhantomData;

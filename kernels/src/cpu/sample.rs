@@ -172,7 +172,7 @@ impl<'a, T: Float> RowChoice<'a, T> {
         let weights = logits.iter().map(|logit| weight(*logit)).enumerate();
         // The largest weight is exactly 1, so weights compare with min-p as they are.
         let mut kept: Vec<(usize, T)> =
-            weights.filter(|(_, weight)| *weight > T::ZERO && !(*weight < floor)).collect();
+            weights.filter(|(_, weight)| *weight > T::ZERO && *weight >= floor).collect();
         let descending = |a: &(usize, T), b: &(usize, T)| {
             b.1.partial_cmp(&a.1).unwrap_or(std::cmp::Ordering::Equal).then(a.0.cmp(&b.0))
         };

@@ -1,12 +1,13 @@
 //! Segmented multi-LoRA multiplication, forward beside backward.
 //!
 //! Work is cut into tiles of [`ROW_TILE`] rows counted from the start of each segment. A row's
-//! results depend on its own segment alone; a gradient is the sum of one partial per tile, added
-//! in segment order, then tile order, whichever thread does it.
+//! results depend on its own segment alone. The weights' gradients are in
+//! [`smlm_gradients`](super::smlm_gradients).
 
 use super::float::Float;
 use super::matmul::{PANEL, Right, fill_tile, multiply};
-use super::segments::{Dropout, Lora, Segment, Tables};
+use super::segments::{Dropout, Segment, Tables};
+use super::smlm_gradients;
 use super::threads::{Shared, Threads};
 use crate::ROW_TILE;
 
@@ -113,7 +114,7 @@ pub(super) fn backward<T: Float>(
     grads: &mut [T],
     args: &Backward<'_, T>,
 ) {
-    let (tables, group) = (args.tables, &args.tables.group);
+    let tables = args.tables;
     let tiles = tables.tiles();
     let mut ds = vec![T::ZERO; args.s.len()];
     let (shared_dx, shared_ds) = (dx.map(Shared::new), Shared::new(&mut ds));
@@ -127,23 +128,7 @@ pub(super) fn backward<T: Float>(
             unsafe { tile_backward(shared_dx.as_ref(), &shared_ds, args, segment, first) };
         },
     );
-    let panels: Vec<Panel> = (0..group.modules.len())
-        .flat_map(|module| {
-            let a = (0..group.input).step_by(PANEL).map(move |c| Panel::A { module, column: c });
-            let b = (0..group.modules[module].width).step_by(PANEL);
-            a.chain(b.map(move |c| Panel::B { module, column: c }))
-        })
-        .collect();
-    let grads = Shared::new(grads);
-    threads.each(
-        panels.len(),
-        tables.work(),
-        #[inline(always)]
-        |task| {
-            // SAFETY: panels are different columns of different matrices.
-            unsafe { panel_gradient(&grads, args, &ds, panels[task]) };
-        },
-    );
+    smlm_gradients::add(threads, grads, args, &ds);
 }
 
 /// # Safety
@@ -187,134 +172,6 @@ unsafe fn tile_backward<T: Float>(
             let dx = unsafe { dx.slice((row + offset) * group.input, group.input) };
             for (column, dx) in dx.iter_mut().enumerate() {
                 *dx += dropout.apply(mask, column, dx_tile[column * ROW_TILE + offset]);
-            }
-        }
-    }
-}
-
-/// Columns of one gradient, [`PANEL`] at most, in every adapter of the batch.
-#[derive(Clone, Copy)]
-enum Panel {
-    /// Columns of A `(R, in)`.
-    A { module: usize, column: usize },
-    /// Rows of B `(out, R)`.
-    B { module: usize, column: usize },
-}
-
-/// Adds every segment's partials of one panel, in order.
-///
-/// # Safety
-/// One call at a time per panel.
-#[inline(always)]
-unsafe fn panel_gradient<T: Float>(
-    grads: &Shared<'_, T>,
-    args: &Backward<'_, T>,
-    ds: &[T],
-    panel: Panel,
-) {
-    let (tables, group) = (args.tables, &args.tables.group);
-    let (Panel::A { module, .. } | Panel::B { module, .. }) = panel;
-    for segment in &tables.segments {
-        let Some(lora) = tables.lora(segment, &group.modules[module]) else { continue };
-        let Some(grad) = lora.grad else { continue };
-        for first in segment.tiles() {
-            // SAFETY: passed on.
-            unsafe { tile_gradient(grads, args, ds, panel, (*segment, first), (lora, grad)) };
-        }
-    }
-}
-
-/// One partial: a product over the [`ROW_TILE`] rows of a tile, by [`ROW_TILE`] ranks at a time.
-///
-/// # Safety
-/// One call at a time per panel.
-#[inline(always)]
-unsafe fn tile_gradient<T: Float>(
-    grads: &Shared<'_, T>,
-    args: &Backward<'_, T>,
-    ds: &[T],
-    panel: Panel,
-    (segment, first): (Segment, usize),
-    (lora, grad): (Lora<'_, T>, usize),
-) {
-    let (tables, group) = (args.tables, &args.tables.group);
-    let rows = ROW_TILE.min(segment.rows - first);
-    let row = segment.row + first;
-    let (narrow, module) = match panel {
-        Panel::A { module, .. } => (ds, module),
-        Panel::B { module, .. } => (args.s, module),
-    };
-    let mut wide = [T::ZERO; ROW_TILE * PANEL];
-    let width = match panel {
-        Panel::A { column, .. } => {
-            let dropout = tables.dropout(&segment, &group.modules[module]);
-            let width = PANEL.min(group.input - column);
-            for (offset, cells) in wide.chunks_exact_mut(PANEL).take(rows).enumerate() {
-                let mask = dropout.row(first + offset);
-                let x = &args.x[(row + offset) * group.input + column..][..width];
-                for (c, (cell, x)) in cells.iter_mut().zip(x).enumerate() {
-                    *cell = dropout.apply(mask, column + c, *x);
-                }
-            }
-            width
-        }
-        Panel::B { column, .. } => {
-            let width = PANEL.min(group.modules[module].width - column);
-            let start = group.modules[module].column + column;
-            for (offset, cells) in wide.chunks_exact_mut(PANEL).take(rows).enumerate() {
-                let dy = &args.dy[(row + offset) * group.width + start..][..width];
-                cells[..width].copy_from_slice(dy);
-            }
-            width
-        }
-    };
-    for rank in (0..lora.rank).step_by(ROW_TILE) {
-        let ranks = ROW_TILE.min(lora.rank - rank);
-        let mut tile = [T::ZERO; ROW_TILE * ROW_TILE];
-        for (offset, cells) in tile.chunks_exact_mut(ROW_TILE).take(rows).enumerate() {
-            let start = tables.s_index(&segment, first + offset, module, lora.rank) + rank;
-            cells[..ranks].copy_from_slice(&narrow[start..start + ranks]);
-        }
-        let mut partial = [T::ZERO; PANEL * ROW_TILE];
-        multiply(&mut partial[..width * ROW_TILE], &tile, Right::rows(&wide, PANEL));
-        // SAFETY: this panel's columns of this adapter's gradient.
-        unsafe {
-            add_partial(grads, &partial, panel, (rank, ranks, width), group.input, (lora, grad))
-        };
-    }
-}
-
-/// Adds `partial (width, ROW_TILE)`, ranks innermost, to its place in the training pool.
-///
-/// # Safety
-/// One call at a time per panel.
-#[inline(always)]
-unsafe fn add_partial<T: Float>(
-    grads: &Shared<'_, T>,
-    partial: &[T],
-    panel: Panel,
-    (rank, ranks, width): (usize, usize, usize),
-    input: usize,
-    (lora, grad): (Lora<'_, T>, usize),
-) {
-    match panel {
-        Panel::A { column, .. } => {
-            for j in 0..ranks {
-                // SAFETY: passed on.
-                let row = unsafe { grads.slice(grad + (rank + j) * input + column, width) };
-                for (c, value) in row.iter_mut().enumerate() {
-                    *value += partial[c * ROW_TILE + j];
-                }
-            }
-        }
-        Panel::B { column, .. } => {
-            let start = grad + lora.a.len() + column * lora.rank;
-            for c in 0..width {
-                // SAFETY: passed on.
-                let row = unsafe { grads.slice(start + c * lora.rank + rank, ranks) };
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value += lora.scale * partial[c * ROW_TILE + j];
-                }
             }
         }
     }

@@ -222,7 +222,8 @@ pub fn draws_are_a_function_of_seed_and_position<D: Lab>(lab: &D) {
     let mut rng = Rng(71);
     let rows: Vec<Row> = (0..20).map(|_| Row::random(50, &mut rng)).collect();
     let together: Vec<usize> = run(lab, &rows, 0).iter().map(|drawn| drawn.token).collect();
-    let alone: Vec<usize> = rows.iter().map(|row| run(lab, &[row.clone()], 3)[0].token).collect();
+    let alone: Vec<usize> =
+        rows.iter().map(|row| run(lab, std::slice::from_ref(row), 3)[0].token).collect();
     assert_eq!(together, alone);
     let flat = |seed, position| {
         let row = Row { position, ..Row::new(vec![0.0; 1000], seed) };
