@@ -5,6 +5,7 @@
 //! - [`parse`]: reads a file and collects its faults.
 //! - [`encode`]: one example to token ids.
 
+mod answer;
 mod chat;
 pub mod encode;
 mod fault;
@@ -75,14 +76,18 @@ pub enum Example {
         completion: String,
     },
     /// Two answers to one conversation.
-    Preference {
-        /// Ends with a user or tool message; nothing in it is trained.
-        input: Chat,
-        /// The better answer.
-        preferred: Message,
-        /// The worse answer.
-        non_preferred: Message,
-    },
+    Preference(Box<Preference>),
+}
+
+/// A conversation with a better and a worse answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preference {
+    /// Ends with a user or tool message; nothing in it is trained.
+    pub input: Chat,
+    /// The better answer.
+    pub preferred: Message,
+    /// The worse answer.
+    pub non_preferred: Message,
 }
 
 /// A whole file.

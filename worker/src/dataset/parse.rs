@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::chat::{chat, completion_message};
 use super::fault::{FAULTS_MAX, FileFault, ReadError};
-use super::{Chat, Dataset, Example, Format, Purpose};
+use super::{Chat, Dataset, Example, Format, Preference, Purpose};
 
 /// Longest line read.
 const LINE_BYTES_MAX: usize = 16 << 20;
@@ -173,7 +173,7 @@ fn preference(mut object: Object) -> Result<Example, String> {
     let mut answer = |key: &str| completion_message(key, object.remove(key), &input);
     let preferred = answer("preferred_completion")?;
     let non_preferred = answer("non_preferred_completion")?;
-    Ok(Example::Preference { input, preferred, non_preferred })
+    Ok(Example::Preference(Box::new(Preference { input, preferred, non_preferred })))
 }
 
 fn ends_with_assistant(chat: &Chat) -> bool {

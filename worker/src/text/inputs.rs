@@ -83,9 +83,19 @@ impl<'a> Inputs<'a> {
         let mut variables =
             vec![("messages".to_owned(), Value::from(messages)), ("tools".to_owned(), tools)];
         for (name, value) in conversation.template_kwargs {
-            variables.push((name.clone(), self.json(value)));
+            variables.push((name.clone(), self.setting(value)));
         }
         variables
+    }
+
+    /// A template variable that a client sets. Plain words choose between what the template has
+    /// to say, as roles do; anything else is text.
+    fn setting(&self, value: &Json) -> Value {
+        let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        match value {
+            Json::String(word) if word.chars().all(letter) => Value::from(word.as_str()),
+            other => self.json(other),
+        }
     }
 
     fn message(&self, message: &Message) -> Value {

@@ -9,6 +9,7 @@
 mod added;
 pub mod detokenizer;
 mod inputs;
+mod jinja;
 pub mod message;
 mod python;
 pub mod spellings;
@@ -16,6 +17,7 @@ pub mod template;
 mod template_source;
 pub mod token_bytes;
 pub mod tokenizer;
+mod vocabulary;
 
 use std::path::Path;
 

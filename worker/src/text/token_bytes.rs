@@ -207,7 +207,8 @@ mod tests {
             (json!({"type": "Replace", "pattern": {"Regex": "a"}, "content": ""}), "Replace"),
             (json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}), "Strip"),
             (
-                json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "ByteFallback"}]}),
+                json!({"type": "Sequence",
+                    "decoders": [{"type": "Fuse"}, {"type": "ByteFallback"}]}),
                 "after Fuse",
             ),
         ] {

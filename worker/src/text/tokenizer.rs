@@ -11,17 +11,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use thiserror::Error;
 use tokenizers::{
-    Encoding, Model, ModelWrapper, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Token,
+    Encoding, Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Token,
 };
 
 use super::added::AddedTokens;
 use super::detokenizer::{Detokenizer, TextStart};
 use super::spellings::{Control, Rendered, Spellings};
 use super::token_bytes::{Decoding, TokenBytes};
+use super::vocabulary::{spell, token_bytes, unknown_id};
 
 /// Why a tokenizer could not be loaded, or a text not be encoded.
 #[derive(Debug, Error)]
@@ -40,16 +40,11 @@ pub enum TokenizerError {
     Encode(String),
 }
 
-/// Ids end below this: no vocabulary is larger, and the per-id table is dense.
-const VOCAB_MAX: u32 = 4_000_000;
-
-/// The entries of tokenizer.json that are read beside the library.
+/// What is read of tokenizer.json beside the library.
 #[derive(Deserialize)]
 struct Entries {
     #[serde(default)]
     decoder: Option<Value>,
-    #[allow(dead_code, reason = "its absence is a clearer error here than in the library")]
-    model: IgnoredAny,
 }
 
 /// A tokenizer of one base.
@@ -286,55 +281,7 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// The id that stands for text the model cannot spell. Byte-pair models only: every family of
-/// base that is served has one.
-fn unknown_id(model: &ModelWrapper) -> Result<Option<u32>, TokenizerError> {
-    let ModelWrapper::BPE(bpe) = model else {
-        return Err(TokenizerError::Invalid("its model is not of type BPE".into()));
-    };
-    Ok(bpe.get_unk_token().as_ref().and_then(|token| bpe.token_to_id(token)))
-}
-
-/// Ids of the characters of a control token's spelling: vocabulary entries, else byte tokens,
-/// else the unknown token.
-fn spell(model: &ModelWrapper, spelling: &str, own: u32, unknown: Option<u32>) -> Vec<u32> {
-    let mut ids = Vec::new();
-    for character in spelling.chars() {
-        let mut buffer = [0; 4];
-        let text = character.encode_utf8(&mut buffer);
-        match model.token_to_id(text).filter(|id| *id != own) {
-            Some(id) => ids.push(id),
-            None => {
-                let byte = |byte: &u8| model.token_to_id(&format!("<0x{byte:02X}>")).or(unknown);
-                ids.extend(text.as_bytes().iter().filter_map(byte));
-            }
-        }
-    }
-    ids
-}
-
-fn token_bytes(
-    inner: &tokenizers::Tokenizer,
-    added: &[(tokenizers::AddedToken, u32)],
-    decoding: &Decoding,
-) -> Result<TokenBytes, TokenizerError> {
-    let vocab = inner.get_vocab(false);
-    let highest = vocab.values().copied().chain(added.iter().map(|(_, id)| *id)).max();
-    let Some(highest) = highest.filter(|id| *id < VOCAB_MAX) else {
-        return Err(TokenizerError::Invalid("its vocabulary is empty or too large".into()));
-    };
-    let mut per_id = vec![Vec::new(); highest as usize + 1];
-    for (token, id) in &vocab {
-        per_id[*id as usize] = decoding.bytes(token);
-    }
-    for (token, id) in added {
-        per_id[*id as usize] =
-            if token.special { Vec::new() } else { decoding.added_bytes(&token.content) };
-    }
-    Ok(TokenBytes::new(per_id.into_iter(), decoding.leading_spaces))
-}
-
-fn invalid(error: impl ToString) -> TokenizerError {
+pub(super) fn invalid(error: impl ToString) -> TokenizerError {
     TokenizerError::Invalid(one_line(&error.to_string()))
 }
 

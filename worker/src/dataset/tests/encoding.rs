@@ -154,7 +154,8 @@ fn tool_calls_are_trained() {
     let example = chat(json!({"tools": tools, "messages": [
         {"role": "user", "content": "Go"},
         {"role": "assistant", "tool_calls": [
-            {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": "{\"a\":1}"}}]},
+            {"id": "call00001", "type": "function",
+                "function": {"name": "f", "arguments": "{\"a\":1}"}}]},
         {"role": "tool", "content": "4", "tool_call_id": "call00001"},
         {"role": "assistant", "content": "Four"}]}));
     let setup = Setup::new("llama3", "<|eot_id|>");
@@ -166,7 +167,8 @@ fn tool_calls_are_trained() {
     assert_eq!(
         setup.check(&example),
         [
-            "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\": 1}, \"id\": \"call00001\"}]</s>",
+            "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\": 1}, \
+             \"id\": \"call00001\"}]</s>",
             " Four</s>"
         ]
     );
@@ -291,11 +293,9 @@ fn completions_are_trained_after_plain_prompts() {
             assert_eq!(trained, answer.len(), "{name} {prompt:?}");
         }
     }
-    let pair = Example::Preference {
-        input: talk(),
-        preferred: talk().messages[2].clone(),
-        non_preferred: talk().messages[2].clone(),
-    };
+    let answer = talk().messages[2].clone();
+    let pair = Preference { input: talk(), preferred: answer.clone(), non_preferred: answer };
+    let pair = Example::Preference(Box::new(pair));
     let setup = Setup::new("qwen25", "<|im_end|>");
     assert!(matches!(setup.encoder(99).encode(&pair), Err(EncodeError::Preference)));
 }

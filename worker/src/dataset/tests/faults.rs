@@ -105,7 +105,8 @@ fn example_faults() {
             "Example 3, tool 1: type must be \"function\"",
         ),
         (
-            json!({"messages": [answer], "tools": [{"type": "function", "function": {"name": "a b"}}]}),
+            json!({"messages": [answer],
+                "tools": [{"type": "function", "function": {"name": "a b"}}]}),
             "Example 3, tool 1: function.name must be 1 to 64 letters, digits, '_' or '-'",
         ),
         (
@@ -182,7 +183,10 @@ fn tool_call_faults() {
             "tools": [{"type": "function", "function": {"name": "f"}}]}));
         text.strip_prefix("Example 3, message 1: tool_calls[0]").unwrap().to_owned()
     };
-    let call = |id: Value, name: &str, arguments: Value| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+    let call = |id: Value, name: &str, arguments: Value| {
+        let function = json!({"name": name, "arguments": arguments});
+        json!({"id": id, "type": "function", "function": function})
+    };
     for (value, expected) in [
         (json!({"id": "c", "function": {}}), ".type must be \"function\""),
         (call(json!(7), "f", json!("{}")), ".id must be a non-empty string"),
@@ -204,7 +208,10 @@ fn completion_and_preference_faults() {
     };
     let user = json!({"messages": [{"role": "user", "content": "x"}]});
     let answer = json!([{"role": "assistant", "content": "x"}]);
-    let pair = |input: &Value, preferred: &Value| json!({"input": input, "preferred_completion": preferred, "non_preferred_completion": answer});
+    let pair = |input: &Value, preferred: &Value| {
+        json!({"input": input, "preferred_completion": preferred,
+            "non_preferred_completion": answer})
+    };
     let one = ": \"preferred_completion\" must hold exactly one assistant message";
     for (example, expected) in [
         (json!({"prompt": "x"}), ": missing key \"completion\""),
@@ -230,7 +237,7 @@ fn completion_and_preference_faults() {
 
 #[test]
 fn unknown_formats() {
-    let text = vec![r#"{"text": "x"}"#; 12].join("\n");
+    let text = [r#"{"text": "x"}"#; 12].join("\n");
     let expected =
         "Unexpected file format, expected either prompt/completion pairs or chat messages";
     assert_eq!(fault(&text).message, format!("{PREFIX}{expected}"));
@@ -271,7 +278,8 @@ fn lines_are_bounded() {
 fn good_files() {
     let tools = json!([{"type": "function", "function": {"name": "f", "strict": true}}]);
     let rich = json!({"messages": [
-        {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "developer",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "user", "content": "", "name": "Ann"},
         {"role": "assistant", "content": null, "weight": 0, "tool_calls": [
             {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},

@@ -154,6 +154,40 @@ fn parts_that_templates_join_stay_plain() {
 }
 
 #[test]
+fn words_that_stand_inside_spellings_change_nothing() {
+    let library: tokenizers::Tokenizer = BYTE_LEVEL.parse().unwrap();
+    let kwargs = Map::from_iter([("mode".to_owned(), json!("on"))]);
+    for (name, template) in [
+        ("qwen25", template_source("qwen25")),
+        ("a switch", "{% if mode == 'on' %}<|im_start|>{% endif %}{{ messages[0].content }}"),
+        ("a test of content", "{{ 'ends' if messages[0].content.endswith('<') else 'x' }}"),
+    ] {
+        let text = super::text(BYTE_LEVEL, template, "{}");
+        for words in ["on", "id", "header", "<", " x <", "> quoted", "|>\n", "e"] {
+            assert!(!text.tokenizer.spellings().breaks(words).is_empty(), "{words}");
+            let messages = [Message::new(Role::User, words)];
+            let conversation = Conversation {
+                messages: &messages,
+                tools: &[],
+                template_kwargs: &kwargs,
+                ending: Ending::Open,
+                unix_time: 0,
+            };
+            let rendered = text.render(&conversation).unwrap();
+            let ids = text.tokenizer.encode_rendered(&rendered).unwrap();
+            let expected = library.encode(rendered.text.as_str(), false).unwrap();
+            assert_eq!(&ids[..], expected.get_ids(), "{name}: {words:?}");
+            if name == "a test of content" {
+                assert_eq!(rendered.text == "ends", words.ends_with('<'), "{words:?}");
+            }
+            if name == "a switch" {
+                assert!(rendered.text.starts_with("<|im_start|>"), "{words:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn roles_may_form_control_tokens() {
     let template =
         "{% for m in messages %}{{ '[' + m.role | upper + ']' }}{{ m.content }}{% endfor %}";
