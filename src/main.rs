@@ -1,1 +1,60 @@
-fn main(){}
+//! The one binary: reads the command line and starts what it names.
+
+mod adapter_check;
+mod cli;
+mod demo;
+mod embedded;
+mod keys;
+mod server;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow::anyhow!("the runtime cannot start: {error}")),
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Openapi => print!("{}", gateway::openapi_json()),
+        Command::Keys(command) => keys::run(command).await?,
+        Command::Serve(args) => {
+            log_to_stderr(&cli.log, cli.log_json)?;
+            server::serve(args).await?;
+        }
+        Command::Demo(args) => {
+            // The demonstration writes to the terminal itself; only trouble is logged.
+            let quiet = if cli.log == "info" { "warn" } else { &cli.log };
+            log_to_stderr(quiet, cli.log_json)?;
+            demo::run(args).await?;
+        }
+    }
+    Ok(())
+}
+
+fn log_to_stderr(filter: &str, json: bool) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| anyhow::anyhow!("--log: '{filter}' is no filter: {error}"))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        logs.json().init();
+    } else {
+        logs.init();
+    }
+    Ok(())
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("loquetier: {error:#}");
+    ExitCode::FAILURE
+}

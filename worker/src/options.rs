@@ -53,6 +53,9 @@ pub struct WorkerOptions {
     pub poll: Duration,
     /// Bytes of adapter weights kept in host memory.
     pub host_cache_bytes: usize,
+    /// No other process can be this worker (the embedded form): leases under its name that are
+    /// left from an earlier run end at start.
+    pub sole: bool,
     /// Fill freed memory with NaN.
     pub poison: bool,
 }
@@ -76,6 +79,7 @@ impl Default for WorkerOptions {
             lease: Duration::from_secs(15),
             poll: Duration::from_secs(1),
             host_cache_bytes: 1 << 30,
+            sole: false,
             poison: false,
         }
     }

@@ -8,7 +8,7 @@ use crate::intake::{Bounds, Shared, adapters::Adapters, jobs, lock, presence, re
 use crate::model::Model;
 use crate::options::WorkerOptions;
 use crate::outlet;
-use crate::text::Text;
+use crate::text::{ChatTemplate, Text, Tokenizer};
 use anyhow::{Context, bail};
 use kernels::Device;
 use std::collections::HashMap;
@@ -40,21 +40,21 @@ impl Worker {
     pub async fn start<D: Device>(
         device: D,
         files: BaseFiles,
-        text: Text,
         options: WorkerOptions,
         storage: Storage,
     ) -> anyhow::Result<Self> {
         let config = files.config().clone();
+        let text = text_of(&files)?;
         let fingerprint = files.fingerprint()?;
         let sizes = options.sizes(&config);
         register(&storage, &options, &fingerprint, sizes.max_positions).await?;
+        if options.sole {
+            storage.db.jobs().release_all(&options.worker_id).await?;
+        }
 
         let (name, numerics) = (device.name(), device.numerics());
-        let bounds = Bounds {
-            max_positions: sizes.max_positions,
-            arena_rows: sizes.arena_rows,
-            arena_rank_rows: sizes.arena_rank_rows,
-        };
+        let bounds =
+            Bounds { arena_rows: sizes.arena_rows, arena_rank_rows: sizes.arena_rank_rows };
         let (commands, command_reader) = mpsc::channel(COMMANDS);
         let (events, event_reader) = mpsc::channel(EVENTS);
         let gauges = Arc::new(Gauges::default());
@@ -102,6 +102,11 @@ impl Worker {
         Ok(Self { shared, engine, outlet })
     }
 
+    /// Fingerprint of the base's weights and tokenizer.
+    pub fn base_fingerprint(&self) -> &str {
+        &self.shared.base_fingerprint
+    }
+
     /// Waits for a fault of the device.
     pub async fn broken(&mut self) -> String {
         match (&mut self.outlet).await {
@@ -127,6 +132,14 @@ impl Worker {
             tracing::error!("the engine thread did not end well");
         }
     }
+}
+
+/// Tokenizer and chat template that lie beside the weights.
+fn text_of(files: &BaseFiles) -> anyhow::Result<Text> {
+    let tokenizer = files.text("tokenizer.json").context("tokenizer.json is missing")?;
+    let template =
+        ChatTemplate::parse(files.text("tokenizer_config.json"), files.text("chat_template.jinja"));
+    Ok(Text { tokenizer: Tokenizer::from_bytes(tokenizer)?, template: template? })
 }
 
 async fn register(

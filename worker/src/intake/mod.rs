@@ -47,7 +47,7 @@ pub struct Shared {
     pub device: String,
     /// Device numerics: part of every fingerprint.
     pub numerics: String,
-    /// Rows and rank-rows of the training arena, and the longest sequence.
+    /// Rows and rank-rows of the training arena.
     pub bounds: Bounds,
     /// Random per process start.
     pub incarnation: String,
@@ -70,8 +70,6 @@ pub struct Shared {
 /// Bounds that intake checks before the engine does.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Longest sequence.
-    pub max_positions: usize,
     /// Rows of the training arena.
     pub arena_rows: usize,
     /// Rank-rows of the training arena.

@@ -90,11 +90,6 @@ impl Routes {
     pub fn len(&self) -> usize {
         self.by_key.len()
     }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -113,7 +108,7 @@ mod tests {
         assert_eq!((none, old), (None, Some(first)));
         assert!(routes.get(first).is_none());
         routes.remove(second);
-        assert!(routes.is_empty() && routes.cancel("r").is_none());
+        assert!(routes.len() == 0 && routes.cancel("r").is_none());
     }
 
     #[test]
@@ -123,7 +118,7 @@ mod tests {
         routes.choice_ended(key);
         assert!(routes.get(key).is_some());
         routes.choice_ended(key);
-        assert!(routes.is_empty());
+        assert!(routes.len() == 0);
         let (gone, _) = routes.add(route("b", "g", 1));
         let (kept, _) = routes.add(route("c", "h", 1));
         assert_eq!(routes.drop_gateway("g"), vec![gone]);

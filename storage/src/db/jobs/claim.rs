@@ -157,6 +157,21 @@ impl Jobs<'_> {
         patiently!(self.try_release(claim))
     }
 
+    /// Ends all leases of a worker that is known to be dead: the embedded form, which holds the
+    /// lock of its data folder, calls it at start so that no job waits for its lease to lapse.
+    pub async fn release_all(&self, worker: &str) -> Result<()> {
+        patiently!(self.try_release_all(worker))
+    }
+
+    async fn try_release_all(&self, worker: &str) -> Result<()> {
+        let mut write = self.db.begin().await?;
+        sqlx::query("UPDATE jobs SET lease_until = 0, owner = NULL WHERE owner = $1")
+            .bind(worker)
+            .execute(write.connection())
+            .await?;
+        write.commit().await
+    }
+
     async fn try_release(&self, claim: &Claim) -> Result<()> {
         let mut write = self.db.begin().await?;
         sqlx::query(

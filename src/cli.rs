@@ -1,0 +1,200 @@
+//! The command line. Every flag has an environment twin, `LOQUETIER_…`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use worker::WorkerOptions;
+
+/// Serve and fine-tune many LoRA adapters on one base, in the same batches.
+#[derive(Parser, Debug)]
+#[command(name = "loquetier", version, about, propagate_version = true)]
+pub struct Cli {
+    /// What to log, as in `info,worker=debug`.
+    #[arg(long, global = true, env = "LOQUETIER_LOG", default_value = "info")]
+    pub log: String,
+    /// Write logs as JSON lines.
+    #[arg(long, global = true, env = "LOQUETIER_LOG_JSON")]
+    pub log_json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Serve one base: gateway and worker in this process, everything kept in one folder.
+    Serve(ServeArgs),
+    /// Show it all in a few minutes: chat, train two adapters at once, compare.
+    Demo(DemoArgs),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Print the OpenAPI document.
+    Openapi,
+}
+
+/// `loquetier serve`.
+#[derive(Args, Debug, Clone)]
+pub struct ServeArgs {
+    /// Folder of the base in Hugging Face layout; without it the embedded demo base is served.
+    #[arg(long, env = "LOQUETIER_BASE_MODEL")]
+    pub base_model: Option<PathBuf>,
+    /// Model name of the base; its folder's name by default.
+    #[arg(long, env = "LOQUETIER_SERVED_MODEL_NAME")]
+    pub served_model_name: Option<String>,
+    /// Where jobs, files, adapters and keys are kept.
+    #[arg(long, env = "LOQUETIER_DATA_DIR", default_value = "loquetier-data")]
+    pub data_dir: PathBuf,
+    /// Address to listen on; port 0 takes a free one.
+    #[arg(long, env = "LOQUETIER_LISTEN", default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+    /// Device to compute on.
+    #[arg(long, env = "LOQUETIER_DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
+    pub device: DeviceKind,
+    /// Web origins that may call from a browser.
+    #[arg(long, env = "LOQUETIER_CORS_ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+    /// Bounds and objectives.
+    #[command(flatten)]
+    pub tuning: TuningArgs,
+}
+
+/// `loquetier demo`.
+#[derive(Args, Debug, Clone)]
+pub struct DemoArgs {
+    /// Exit when the demonstration is over: 0 when both adapters behave as trained.
+    #[arg(long, env = "LOQUETIER_DEMO_ONCE")]
+    pub once: bool,
+    /// Where to keep what it makes; a temporary folder by default.
+    #[arg(long, env = "LOQUETIER_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address to listen on.
+    #[arg(long, env = "LOQUETIER_LISTEN", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Bounds and objectives.
+    #[command(flatten)]
+    pub tuning: TuningArgs,
+}
+
+/// Devices.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// Bounds and objectives of the worker.
+#[derive(Args, Debug, Clone)]
+pub struct TuningArgs {
+    /// Threads of the CPU device; 0: one per core.
+    #[arg(long, env = "LOQUETIER_THREADS", default_value_t = 0)]
+    pub threads: usize,
+    /// Rows of one step, all kinds together.
+    #[arg(long, env = "LOQUETIER_STEP_ROWS", default_value_t = 256,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    pub step_rows: usize,
+    /// Sequences that run at once; more wait.
+    #[arg(long, env = "LOQUETIER_MAX_SEQUENCES", default_value_t = 64,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub max_sequences: usize,
+    /// Longest sequence in tokens; the base's context by default.
+    #[arg(long, env = "LOQUETIER_MAX_CONTEXT")]
+    pub max_context: Option<usize>,
+    /// Tokens of key/value cache.
+    #[arg(long, env = "LOQUETIER_KV_TOKENS")]
+    pub kv_tokens: Option<usize>,
+    /// Longest training example and largest micro-batch, in rows.
+    #[arg(long, env = "LOQUETIER_ARENA_ROWS", default_value_t = 2048,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(16..=131072))]
+    pub arena_rows: usize,
+    /// Rows a micro-batch aims at.
+    #[arg(long, env = "LOQUETIER_MICRO_ROWS", default_value_t = 512,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=131072))]
+    pub micro_rows: usize,
+    /// Adapters on the device beside those of jobs.
+    #[arg(long, env = "LOQUETIER_RESIDENT_ADAPTERS", default_value_t = 32,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    pub resident_adapters: usize,
+    /// Jobs that train at once; more are queued.
+    #[arg(long, env = "LOQUETIER_MAX_JOBS", default_value_t = 4,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=1024))]
+    pub max_jobs: usize,
+    /// Objective for the time per output token while jobs train, in milliseconds.
+    #[arg(long, env = "LOQUETIER_SLO_TPOT_MS", default_value_t = 45,
+          value_parser = clap::value_parser!(u64).range(1..=60000))]
+    pub slo_tpot_ms: u64,
+    /// Seconds after which another worker takes over a job whose lease is not renewed.
+    #[arg(long, env = "LOQUETIER_LEASE_SECS", default_value_t = 15,
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub lease_secs: u64,
+}
+
+impl TuningArgs {
+    /// The worker's options for a base of that name.
+    pub fn options(&self, base_name: &str) -> WorkerOptions {
+        WorkerOptions {
+            base_name: base_name.to_owned(),
+            step_rows: self.step_rows,
+            max_sequences: self.max_sequences,
+            max_context: self.max_context,
+            kv_tokens: self.kv_tokens,
+            arena_rows: self.arena_rows,
+            micro_rows: self.micro_rows,
+            resident_adapters: self.resident_adapters,
+            max_jobs: self.max_jobs,
+            tpot: Duration::from_millis(self.slo_tpot_ms),
+            lease: Duration::from_secs(self.lease_secs),
+            sole: true,
+            ..WorkerOptions::default()
+        }
+    }
+}
+
+/// `loquetier keys`.
+#[derive(Subcommand, Debug)]
+pub enum KeysCommand {
+    /// Make a key and print it, once.
+    Create {
+        /// Organization it belongs to.
+        #[arg(long, default_value = "org-local")]
+        org: String,
+        /// May also steer the whole service.
+        #[arg(long)]
+        operator: bool,
+        /// Where the rows are.
+        #[command(flatten)]
+        rows: RowsArgs,
+    },
+    /// List keys; secrets are not kept and not shown.
+    List {
+        /// Only those of this organization.
+        #[arg(long)]
+        org: Option<String>,
+        /// Where the rows are.
+        #[command(flatten)]
+        rows: RowsArgs,
+    },
+    /// Revoke a key by its id.
+    Revoke {
+        /// `key-…`
+        id: String,
+        /// Where the rows are.
+        #[command(flatten)]
+        rows: RowsArgs,
+    },
+}
+
+/// Where rows are kept.
+#[derive(Args, Debug, Clone)]
+pub struct RowsArgs {
+    /// Data folder of `serve`.
+    #[arg(long, env = "LOQUETIER_DATA_DIR", default_value = "loquetier-data")]
+    pub data_dir: PathBuf,
+    /// Database, in place of the data folder.
+    #[arg(long, env = "LOQUETIER_DATABASE_URL")]
+    pub database_url: Option<String>,
+}

@@ -1,0 +1,156 @@
+//! The embedded form: storage, worker and gateway in one process, one folder.
+
+use crate::adapter_check::BaseCheck;
+use crate::cli::{DeviceKind, ServeArgs};
+use crate::embedded;
+use anyhow::{Context, bail};
+use gateway::{Gateway, GatewayConfig};
+use kernels::cpu::Cpu;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use storage::Storage;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use worker::Worker;
+use worker::base::BaseFiles;
+
+/// A running server.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Model name of its base.
+    pub base_name: String,
+    /// Its worker.
+    pub worker: Worker,
+    stop: oneshot::Sender<()>,
+    gateway: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    /// Starts everything. Errors are for the person at the terminal.
+    pub async fn start(args: &ServeArgs) -> anyhow::Result<Self> {
+        let (files, base_name) = open_base(args)?;
+        let listener = listen(args.listen).await?;
+        let address = listener.local_addr()?;
+        let storage = Storage::open_embedded(&args.data_dir).await?;
+        let open_access = open_access(&storage, address, &args.data_dir).await?;
+
+        let dims = files.config().dims();
+        let device = match args.device {
+            DeviceKind::Auto | DeviceKind::Cpu => Cpu::<f32>::new(args.tuning.threads)?,
+        };
+        let options = args.tuning.options(&base_name);
+        let worker = Worker::start(device, files, options, storage.clone()).await?;
+        let check = BaseCheck {
+            base: base_name.clone(),
+            fingerprint: worker.base_fingerprint().to_owned(),
+            dims,
+        };
+        let config = GatewayConfig {
+            open_access,
+            cors_origins: args.cors_origin.clone(),
+            ..GatewayConfig::default()
+        };
+        let gateway = Gateway::start(storage, config, Arc::new(check)).await?;
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async {
+            // A dropped sender also means to stop.
+            let _ = stopped.await;
+        };
+        let gateway = tokio::spawn(gateway::serve(listener, gateway, shutdown));
+        Ok(Self { address, base_name, worker, stop, gateway })
+    }
+
+    /// Stops taking requests, saves jobs, ends.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let _ = self.stop.send(());
+        self.worker.stop().await;
+        self.gateway.await??;
+        Ok(())
+    }
+}
+
+/// `loquetier serve`: until a signal, or a fault of the device.
+pub async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let mut server = Server::start(&args).await?;
+    tracing::info!(
+        "serving '{}' at http://{}/v1, data in {}",
+        server.base_name,
+        server.address,
+        args.data_dir.display()
+    );
+    tokio::select! {
+        fault = server.worker.broken() => bail!("the worker stopped: {fault}"),
+        () = terminated() => {}
+    }
+    tracing::info!("stopping: jobs are saved");
+    server.stop().await
+}
+
+fn open_base(args: &ServeArgs) -> anyhow::Result<(BaseFiles, String)> {
+    let Some(folder) = &args.base_model else {
+        let name = args.served_model_name.clone().unwrap_or_else(|| embedded::NAME.to_owned());
+        return Ok((embedded::open()?, name));
+    };
+    let name = match &args.served_model_name {
+        Some(name) => name.clone(),
+        None => folder_name(folder)?,
+    };
+    let files = BaseFiles::open(folder)
+        .with_context(|| format!("the base in {} cannot be served", folder.display()))?;
+    Ok((files, name))
+}
+
+fn folder_name(folder: &Path) -> anyhow::Result<String> {
+    let full = folder
+        .canonicalize()
+        .with_context(|| format!("--base-model: {} cannot be opened", folder.display()))?;
+    let name = full.file_name().context("--base-model: name it with --served-model-name")?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow::anyhow!("{address} is in use by another program; choose another with --listen")
+        }
+        _ => anyhow::anyhow!("--listen: cannot listen on {address}: {error}"),
+    })
+}
+
+/// Requests without a key are let in only on this machine and before the first key is made.
+async fn open_access(
+    storage: &Storage,
+    address: SocketAddr,
+    data_dir: &Path,
+) -> anyhow::Result<bool> {
+    if address.ip().is_loopback() {
+        return Ok(true);
+    }
+    if !storage.db.keys().any_ever().await? {
+        bail!(
+            "{address} can be reached from other machines, and there is no API key yet. Make one:\n  \
+             loquetier keys create --data-dir {}",
+            data_dir.display()
+        );
+    }
+    Ok(false)
+}
+
+/// Waits for an interrupt or a termination signal.
+pub async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => {
+            tracing::error!(%error, "no signal handler");
+            return std::future::pending().await;
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
