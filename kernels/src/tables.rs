@@ -80,7 +80,9 @@ impl SegmentRow {
     pub const SLOT: usize = 2;
     /// Where its part of S starts, in units of (rank × row): see [`SmlmGroup`].
     pub const S_START: usize = 3;
-    /// Low and high halves of the dropout seed, a hash of (job seed, optimizer step, example).
+    /// Low and high halves of the dropout seed, a hash of (job seed, optimizer step, example). An
+    /// input is dropped by a hash of (low, high, position, layer, module, column): every module of
+    /// a group has a mask of its own.
     pub const SEED_LO: usize = 4;
     /// High half.
     pub const SEED_HI: usize = 5;
@@ -140,6 +142,10 @@ pub struct SmlmGroup<'a, D: Device> {
 }
 
 /// Float columns of one sampled row, `SampleRow::WIDE` wide values per row.
+///
+/// Repetition, frequency and presence penalties come first, then biases. Greedy where temperature
+/// or top-p is not above 0. Else min-p and top-k cut the sorted list, and top-p what they leave.
+/// NaN logits count as −∞; where no token is possible, token 0 is drawn with log-probability −∞.
 pub struct SampleRow;
 
 impl SampleRow {
@@ -198,7 +204,8 @@ pub struct SampleOut<'a, D: Device> {
     pub tokens: Out<'a, D::Int>,
     /// Log-softmax of the raw logits at the drawn token `(N)`.
     pub logprobs: Out<'a, D::Wide>,
-    /// Ids of the `top` likeliest raw tokens per row, descending, ties by lower id `(N, top)`.
+    /// Ids of the `top` likeliest raw tokens per row, descending, ties by lower id `(N, top)`; −1
+    /// (and −∞) where the vocabulary ends before.
     pub top_ids: Out<'a, D::Int>,
     /// Their log-probabilities `(N, top)`.
     pub top_logprobs: Out<'a, D::Wide>,
