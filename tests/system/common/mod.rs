@@ -1,5 +1,8 @@
 //! A real server process over a tiny base, for whole-system tests.
 
+// Each test binary uses a part of this.
+#![allow(dead_code)]
+
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
