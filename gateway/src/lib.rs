@@ -5,7 +5,7 @@
 //! - `border`, `auth`, `limits`, `body`: what every request passes.
 //! - `inference`, `flight`, `relay`, `placement`: from a request to tokens, across workers.
 //! - `sse`: those tokens as a stream.
-//! - [`serve`]: connections.
+//! - [`serve()`] holds the connections.
 
 mod auth;
 mod body;
