@@ -1,6 +1,8 @@
 //! A job survives the death of its process: killed many times at random points, some inside the
 //! write of a resume point, it ends with the same adapter, bit for bit, as one never disturbed.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{PATIENCE, Server, chat_file, tiny_base};

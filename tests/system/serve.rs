@@ -1,5 +1,7 @@
 //! The embedded form as an operator meets it: one folder, one port, keys, signals.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Server, chat_file, tiny_base};

@@ -1,7 +1,7 @@
 //! A real server process over a tiny base, for whole-system tests.
 
 // Each test binary uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
