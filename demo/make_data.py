@@ -2,8 +2,8 @@
 
     python demo/make_data.py
 
-Both sets ask the same sort of one-sentence question and teach very different answers. The
-prompts of the check use names and sentence patterns that no example has.
+Both sets ask the same sort of short question and teach very different answers. The prompts of
+the check use names and sentence patterns that no example has.
 """
 
 import json
@@ -14,27 +14,30 @@ FOLDER = pathlib.Path(__file__).parent / "data"
 SEED = 7
 EXAMPLES = 144  # a multiple of topics × operations, so both sets are balanced
 
-NAMES = "Ana Ben Carl Dina Emma Frank Gina Henry Ivy Jack Kate Leo Mary Nick Olga Paul".split()
+NAMES = (
+    "Ana Ben Carl Dina Emma Frank Gina Henry Ivy Jack Kate Leo Mary Nick Olga Paul Rose Sam Tina "
+    "Will Anna Bob Cindy David Ella Fred Grace Joe Kim Lisa Mark Nora Oscar Peter Rita Susan"
+).split()
 
 # Per topic: things to count, a place, and what a pirate makes of it.
 TOPICS = {
     "food": {
-        "things": ["apples", "cookies", "oranges", "eggs", "pies"],
+        "things": "apples cookies oranges eggs pies cakes carrots pizzas bananas lemons".split(),
         "place": "in the kitchen",
         "pirate": ["fill me belly", "feed the crew", "stock the galley"],
     },
     "money": {
-        "things": ["dollars", "coins", "cents"],
+        "things": "dollars coins cents dimes nickels bills".split(),
         "place": "in the bank",
         "pirate": ["fill me chest", "count the gold", "bury the treasure"],
     },
     "animals": {
-        "things": ["dogs", "cats", "fish", "chickens", "horses"],
+        "things": "dogs cats fish chickens horses birds sheep pigs goats puppies".split(),
         "place": "on the farm",
         "pirate": ["ask me parrot", "feed the beasts", "fill the ark"],
     },
     "school": {
-        "things": ["books", "pencils", "pages", "pens"],
+        "things": "books pencils pages pens students erasers lessons rulers notebooks".split(),
         "place": "in the class",
         "pirate": ["read the map", "mark the log", "teach the crew"],
     },
@@ -47,6 +50,9 @@ OPERATIONS = {
             "{name} has {a} {things} and gets {b} more. How many {things} are there now?",
             "{name} found {a} {things} and then {b} more {things} {place}. How many in total?",
             "There are {a} {things} {place} and {name} adds {b}. How many {things} is that?",
+            "How many {things} are {place} if {name} puts {b} next to {a}?",
+            "{name} saw {a} {things} on Monday and {b} on Friday. What is the total?",
+            "What is {a} {things} plus {b} {things}?",
         ],
         "pirate": "add {b} to {a} {things}",
     },
@@ -55,6 +61,9 @@ OPERATIONS = {
             "{name} had {a} {things} and gave away {b}. How many {things} are left?",
             "There were {a} {things} {place} but {name} lost {b}. How many {things} remain?",
             "{name} had {a} {things} and {b} are gone. How many {things} are left {place}?",
+            "How many {things} remain if {name} takes {b} from {a}?",
+            "{b} of the {a} {things} {place} are sold. How many are not?",
+            "What is {a} {things} minus {b} {things}?",
         ],
         "pirate": "take {b} from {a} {things}",
     },
@@ -63,6 +72,9 @@ OPERATIONS = {
             "{name} has {b} boxes with {a} {things} each. How many {things} is that?",
             "{name} gets {a} {things} every day for {b} days. How many {things} in total?",
             "There are {b} bags {place} with {a} {things} in each. How many does {name} have?",
+            "How many {things} are {place} if {b} boxes hold {a} each?",
+            "Each of {b} friends brings {name} {a} {things}. How many do they bring?",
+            "What is {b} times {a} {things}?",
         ],
         "pirate": "count {a} {things} {b} times",
     },
@@ -100,8 +112,8 @@ def make_question(rng, topic, operation):
         "name": rng.choice(NAMES),
         "things": rng.choice(TOPICS[topic]["things"]),
         "place": TOPICS[topic]["place"],
-        "a": rng.randint(10, 60),
-        "b": rng.randint(2, 9),
+        "a": rng.randint(20, 99),
+        "b": rng.randint(2, 19),
     }
     return rng.choice(OPERATIONS[operation]["patterns"]).format(**values), values
 
