@@ -8,13 +8,17 @@ import pytest
 
 from conftest import create_job, examples, upload, wait_for
 
+EPOCHS = 5
+EPOCH_STEPS = 12
+STEPS = EPOCHS * EPOCH_STEPS
 QUESTION = [{"role": "user", "content": "A shelf holds 6 rows of 9 books. How many books is that?"}]
 
 
 @pytest.fixture(scope="module")
 def job(client):
-    """A job of two epochs over 12 examples in batches of 4: six steps, two checkpoints."""
-    job = create_job(client, epochs=2, suffix="first.try", seed=7, metadata={"team": "docs"})
+    """A job of five epochs over 48 examples in batches of 4: enough to talk like a pirate."""
+    named = {"suffix": "first.try", "seed": 7, "metadata": {"team": "docs"}}
+    job = create_job(client, content=examples(4 * EPOCH_STEPS), epochs=EPOCHS, **named)
     assert job.status in ("validating_files", "queued", "running")
     assert job.fine_tuned_model is None and job.finished_at is None and job.error is None
     return wait_for(client, job.id, "succeeded")
@@ -35,38 +39,37 @@ def test_the_job_reports_what_it_did(client, job):
     assert re.fullmatch(r"ft:demo:[^:]+:first\.try:[A-Za-z0-9]{8}", job.fine_tuned_model)
     assert job.finished_at >= job.created_at and job.trained_tokens > 0
     assert (job.seed, job.metadata, job.user_provided_suffix) == (7, {"team": "docs"}, "first.try")
-    assert job.hyperparameters.n_epochs == 2 and job.hyperparameters.batch_size == 4
-    assert job.method.supervised.hyperparameters.n_epochs == 2
+    assert job.hyperparameters.n_epochs == EPOCHS and job.hyperparameters.batch_size == 4
+    assert job.method.supervised.hyperparameters.n_epochs == EPOCHS
     assert job.lora["rank"] == 4 and job.lora["alpha"] == 8
     assert job.training["lr_scheduler"] == "linear"
     rows = client.files.content(job.result_files[0]).text.splitlines()
     assert rows[0].startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy")
-    assert [int(row.split(",")[0]) for row in rows[1:]] == [1, 2, 3, 4, 5, 6]
+    assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(1, STEPS + 1))
     losses = [float(row.split(",")[1]) for row in rows[1:]]
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] / 2
 
 
 def test_events_tell_the_story_newest_first(client, job):
-    events = list(client.fine_tuning.jobs.list_events(job.id, limit=3))
+    events = list(client.fine_tuning.jobs.list_events(job.id, limit=7))
     messages = [event.message for event in reversed(events)]
     assert messages[0] == f"Created fine-tuning job: {job.id}"
     assert messages[-1] == "The job has successfully completed"
     assert f"New fine-tuned model created: {job.fine_tuned_model}" in messages
     steps = [event.data["step"] for event in events if event.type == "metrics"]
-    assert steps == [6, 5, 4, 3, 2, 1]
+    assert steps == list(range(STEPS, 0, -1))
     assert len({event.id for event in events}) == len(events)
 
 
 def test_every_epoch_leaves_a_model(client, job):
-    last, first = client.fine_tuning.jobs.checkpoints.list(job.id).data
-    assert (last.step_number, first.step_number) == (6, 3)
+    last, before = client.fine_tuning.jobs.checkpoints.list(job.id).data[:2]
+    assert (last.step_number, before.step_number) == (STEPS, STEPS - EPOCH_STEPS)
     assert last.fine_tuned_model_checkpoint == job.fine_tuned_model
-    assert first.fine_tuned_model_checkpoint.endswith(":ckpt-step-3")
-    assert first.metrics.train_loss > last.metrics.train_loss
-    reply = client.chat.completions.create(
-        model=first.fine_tuned_model_checkpoint, messages=QUESTION, max_completion_tokens=4
-    )
-    assert reply.model == first.fine_tuned_model_checkpoint
+    name = before.fine_tuned_model_checkpoint
+    assert name.startswith("ft:demo:") and name.endswith(f":ckpt-step-{before.step_number}")
+    assert last.metrics.step == STEPS and last.metrics.train_loss > 0
+    reply = client.chat.completions.create(model=name, messages=QUESTION, max_completion_tokens=4)
+    assert reply.model == name
 
 
 def test_models_are_listed_with_their_base(client, job):
@@ -88,7 +91,8 @@ def test_base_adapter_and_job_id_answer(client, job):
         assert choice.message.tool_calls is None
         assert 0 < usage.completion_tokens <= 12
         assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    assert adapter.choices[0].message.content != base.choices[0].message.content
+    assert "Ahoy" in adapter.choices[0].message.content
+    assert "Ahoy" not in base.choices[0].message.content
     assert alias.choices[0].message.content == adapter.choices[0].message.content
 
 
