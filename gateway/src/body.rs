@@ -23,6 +23,9 @@ use crate::wire::fields::Fields;
 const DRAIN_BYTES_MAX: u64 = 256 << 20;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// A client that sends nothing for so long is not in the middle of sending.
+const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(1);
+
 /// The body as a JSON object, whatever its Content-Type says.
 pub async fn read_json(gateway: &Gateway, request: Request) -> ApiResult<Fields> {
     Fields::parse(&read(gateway, request).await?)
@@ -124,7 +127,8 @@ async fn drain(mut chunks: BodyDataStream) {
     let deadline = Instant::now() + DRAIN_TIME_MAX;
     let mut bytes = 0;
     while bytes < DRAIN_BYTES_MAX {
-        match timeout_at(deadline, chunks.next()).await {
+        let silence = deadline.min(Instant::now() + DRAIN_SILENCE_MAX);
+        match timeout_at(silence, chunks.next()).await {
             Ok(Some(Ok(chunk))) => bytes += chunk.len() as u64,
             Ok(Some(Err(_)) | None) | Err(_) => return,
         }

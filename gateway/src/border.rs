@@ -110,15 +110,17 @@ pub async fn wrong_method(request: Request) -> ApiError {
 }
 
 /// Lets the configured web origins in, any header they ask for, and shows them the request id.
-pub fn cors(origins: &[String]) -> CorsLayer {
+/// None without origins: the layer answers every OPTIONS itself.
+pub fn cors(origins: &[String]) -> Option<CorsLayer> {
     let origins: Vec<HeaderValue> =
         origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
     if origins.is_empty() {
-        return CorsLayer::new();
+        return None;
     }
-    CorsLayer::new()
+    let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods(AllowMethods::mirror_request())
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
+        .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER]);
+    Some(layer)
 }

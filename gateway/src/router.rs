@@ -13,7 +13,9 @@ use utoipa_axum::routes;
 use crate::body::drain_after_refusal;
 use crate::border::{authenticate, cors, no_route, panicked, stamp, wrong_method};
 use crate::gateway::Gateway;
-use crate::routes::{adapters, chat, completions, files, health, jobs, models, workers};
+use crate::routes::{
+    adapters, chat, completions, files, health, job_history, jobs, models, workers,
+};
 
 /// Every route.
 fn routes() -> OpenApiRouter<Arc<Gateway>> {
@@ -34,8 +36,8 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(jobs::cancel_job))
         .routes(routes!(jobs::pause_job))
         .routes(routes!(jobs::resume_job))
-        .routes(routes!(jobs::list_events))
-        .routes(routes!(jobs::list_checkpoints))
+        .routes(routes!(job_history::list_events))
+        .routes(routes!(job_history::list_checkpoints))
         // Adapters
         .routes(routes!(adapters::import_adapter, adapters::list_adapters))
         .routes(routes!(adapters::get_adapter))
@@ -52,15 +54,15 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
 /// The service: the routes and, from the inside out, what every request passes.
 pub fn app(gateway: Arc<Gateway>) -> Router {
     let (router, _) = routes().split_for_parts();
-    router
+    let mut router = router
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&gateway), authenticate))
-        .layer(from_fn(drain_after_refusal))
-        .layer(cors(&gateway.config().cors_origins))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(stamp))
-        .with_state(gateway)
+        .layer(from_fn(drain_after_refusal));
+    if let Some(cors) = cors(&gateway.config().cors_origins) {
+        router = router.layer(cors);
+    }
+    router.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(stamp)).with_state(gateway)
 }
 
 fn document() -> OpenApi {

@@ -222,7 +222,8 @@ mod tests {
     #[test]
     fn chunks_are_the_contract_to_the_byte() {
         const B: &str = "data: {\"id\":\"chatcmpl-x\",\"object\":\"chat.completion.chunk\",\
-            \"created\":1760000000,\"model\":\"ft:b:o:s:AbCd1234\",\"system_fingerprint\":\"fp_1\",";
+            \"created\":1760000000,\"model\":\"ft:b:o:s:AbCd1234\",\
+            \"system_fingerprint\":\"fp_1\",";
         let with = frames(true);
         let expected = format!(
             "{B}\"choices\":[{{\"index\":0,\"delta\":{{\"role\":\"assistant\",\"content\":\"\",\
@@ -246,16 +247,14 @@ mod tests {
         assert_eq!(with.usage(&UsageReply::new(9, 4)), expected);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn silence_is_filled_with_comments() {
         let slow = futures::stream::once(async {
-            tokio::time::sleep(Duration::from_secs(25)).await;
+            tokio::time::sleep(Duration::from_millis(125)).await;
             Bytes::from_static(DONE)
         });
-        let sent: Vec<Bytes> = KeepAlive::new(slow, Duration::from_secs(10))
-            .map(|frame| frame.unwrap())
-            .collect()
-            .await;
+        let frames = KeepAlive::new(slow, Duration::from_millis(50));
+        let sent: Vec<Bytes> = frames.map(|frame| frame.unwrap()).collect().await;
         assert_eq!(sent, [KEEP_ALIVE, KEEP_ALIVE, DONE]);
     }
 }

@@ -58,7 +58,7 @@ async fn find(gateway: &Gateway, caller: &Caller, id: &str) -> ApiResult<Adapter
     tag = "Adapters",
     params(
         ("limit" = Option<u32>, Query, description = "1 to 100, 20 by default"),
-        ("after" = Option<String>, Query, description = "Id or name of the adapter before the page"),
+        ("after" = Option<String>, Query, description = "Id or name before the page"),
     ),
     responses(
         (status = 200, description = "A page", body = List<AdapterObject>),

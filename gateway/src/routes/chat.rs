@@ -31,7 +31,7 @@ use crate::wire::request::ChatCompletionRequest;
     tag = "Inference",
     request_body = ChatCompletionRequest,
     responses(
-        (status = 200, description = "The answer; chunks of it with `stream`", body = ChatCompletion),
+        (status = 200, description = "Whole, or in chunks with `stream`", body = ChatCompletion),
         (status = "default", description = "Refused or failed", body = ErrorReply),
     )
 )]

@@ -31,7 +31,7 @@ use crate::wire::request::TextCompletionRequest;
     tag = "Inference",
     request_body = TextCompletionRequest,
     responses(
-        (status = 200, description = "The completions; chunks of them with `stream`", body = Completion),
+        (status = 200, description = "Whole, or in chunks with `stream`", body = Completion),
         (status = "default", description = "Refused or failed", body = ErrorReply),
     )
 )]

@@ -7,6 +7,7 @@ pub mod completions;
 pub mod files;
 pub mod health;
 mod infer;
+pub mod job_history;
 pub mod jobs;
 pub mod models;
 pub mod workers;

@@ -224,7 +224,8 @@ pub fn max_chars(text: &str, path: &str, max: usize) -> ApiResult<()> {
     if got > max {
         let message = format!(
             "Invalid '{path}': string too long. \
-             Expected a string with maximum length {max}, but got a string with length {got} instead."
+             Expected a string with maximum length {max}, \
+             but got a string with length {got} instead."
         );
         return Err(ApiError::bad("string_above_max_length", path, message));
     }
@@ -236,7 +237,8 @@ pub fn max_items(got: usize, path: &str, max: usize) -> ApiResult<()> {
     if got > max {
         let message = format!(
             "Invalid '{path}': array too long. \
-             Expected an array with maximum length {max}, but got an array with length {got} instead."
+             Expected an array with maximum length {max}, \
+             but got an array with length {got} instead."
         );
         return Err(ApiError::bad("array_above_max_length", path, message));
     }

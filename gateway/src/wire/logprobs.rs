@@ -5,8 +5,7 @@
 //! to the list of a reply sent whole. Entries whose text a stop cut away, and the end token, are
 //! never returned.
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 use storage::queue::message::{Finish, Token, TokenLogprob};
 use utoipa::ToSchema;
 
@@ -52,9 +51,19 @@ pub struct CompletionLogprobs {
     pub token_logprobs: Vec<f32>,
     /// The likeliest tokens by text.
     #[schema(value_type = Vec<Object>)]
-    pub top_logprobs: Vec<Map<String, Value>>,
+    pub top_logprobs: Vec<Alternatives>,
     /// Where it starts, in characters of the returned text.
     pub text_offset: Vec<u32>,
+}
+
+/// Alternatives by text, likeliest first; an object in JSON.
+#[derive(Clone, Debug, Default)]
+pub struct Alternatives(Vec<(String, f32)>);
+
+impl Serialize for Alternatives {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
 }
 
 /// A token with the place of its text.
@@ -125,11 +134,15 @@ pub fn completion(entries: Vec<Placed>, before_chars: u32) -> CompletionLogprobs
         lists.tokens.push(token_text(&placed.entry.bytes));
         lists.token_logprobs.push(finite(placed.entry.logprob));
         lists.text_offset.push(before_chars + placed.offset_chars);
-        let alternatives = placed.entry.top.into_iter().map(|(bytes, value)| {
-            let value = serde_json::Number::from_f64(f64::from(finite(value)));
-            (token_text(&bytes), value.map_or(Value::Null, Value::Number))
-        });
-        lists.top_logprobs.push(alternatives.collect());
+        let mut alternatives: Vec<(String, f32)> = Vec::with_capacity(placed.entry.top.len());
+        for (bytes, logprob) in placed.entry.top {
+            let token = token_text(&bytes);
+            // Two tokens may share their text; the likelier one stands for both.
+            if alternatives.iter().all(|(known, _)| *known != token) {
+                alternatives.push((token, finite(logprob)));
+            }
+        }
+        lists.top_logprobs.push(Alternatives(alternatives));
     }
     lists
 }

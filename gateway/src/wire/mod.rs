@@ -7,6 +7,7 @@ pub mod completion;
 pub mod fields;
 pub mod file;
 pub mod generation;
+pub mod hyperparameters;
 pub mod job;
 pub mod list;
 pub mod logprobs;

@@ -1,6 +1,6 @@
 //! The published shapes of request bodies, for the OpenAPI document. Nothing is deserialised into
-//! them: parsing with its exact messages lives beside each route's wire module, and a test holds
-//! the two field lists equal.
+//! them: parsing with its exact messages lives in the other wire modules, and a test holds every
+//! field published here against the parser.
 
 use std::collections::BTreeMap;
 

@@ -9,7 +9,10 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::{ApiError, ApiResult};
-use crate::wire::fields::{self, Fields, empty_array, max_items, not_one_of};
+use crate::wire::fields::{Fields, empty_array, max_items, not_one_of};
+use crate::wire::hyperparameters::{
+    Method, auto_or_integer, auto_or_positive, parse_method, positive,
+};
 use crate::wire::message::strings;
 
 /// Linear layers an adapter may sit on.
@@ -31,127 +34,17 @@ pub struct ParentShape {
 
 /// Parses all four objects into the canonical form.
 pub fn parse_settings(body: &mut Fields, parent: Option<&ParentShape>) -> ApiResult<Value> {
-    let method = parse_method(body)?;
-    let old = match body.object("hyperparameters")? {
-        Some(object) => Some(parse_hyperparameters(object, false)?),
-        None => None,
-    };
-    let (kind, mut hyper) = match (method, &old) {
-        (Some((kind, Some(new))), Some(old)) if !same_hyperparameters(&new, old) => {
-            return Err(ApiError::bad(
-                "invalid_parameter_combination",
-                "hyperparameters",
-                format!(
-                    "'hyperparameters' and 'method.{kind}.hyperparameters' differ; \
-                     give only one of them."
-                ),
-            ));
-        }
-        (Some((kind, Some(new))), _) => (kind, new),
-        (Some((kind, None)), Some(old)) => (kind, old.clone()),
-        (Some((kind, None)), None) => (kind, auto_hyperparameters()),
-        (None, Some(old)) => ("supervised", old.clone()),
-        (None, None) => ("supervised", auto_hyperparameters()),
-    };
-    let common = hyper.clone();
-    if kind == "dpo" {
-        hyper.entry("beta").or_insert_with(|| json!("auto"));
-    }
-    let common: Map<String, Value> = common.into_iter().filter(|(key, _)| key != "beta").collect();
+    let Method { kind, hyperparameters } = parse_method(body)?;
+    let shared: Map<String, Value> =
+        hyperparameters.clone().into_iter().filter(|(key, _)| key != "beta").collect();
     let lora = parse_lora(body.object("lora")?, parent)?;
     let training = parse_training(body.object("training")?)?;
     Ok(json!({
-        "method": {"type": kind, kind: {"hyperparameters": hyper}},
-        "hyperparameters": common,
+        "method": {"type": kind, kind: {"hyperparameters": hyperparameters}},
+        "hyperparameters": shared,
         "lora": lora,
         "training": training,
     }))
-}
-
-type Hyperparameters = Map<String, Value>;
-
-fn auto_hyperparameters() -> Hyperparameters {
-    let auto = |key: &str| (key.to_owned(), json!("auto"));
-    [auto("n_epochs"), auto("batch_size"), auto("learning_rate_multiplier")].into_iter().collect()
-}
-
-fn same_hyperparameters(new: &Hyperparameters, old: &Hyperparameters) -> bool {
-    old.iter().all(|(key, value)| new.get(key) == Some(value))
-}
-
-/// The method's type and its hyperparameters, if given.
-fn parse_method(body: &mut Fields) -> ApiResult<Option<(&'static str, Option<Hyperparameters>)>> {
-    const TYPES: [&str; 2] = ["supervised", "dpo"];
-    let Some(mut method) = body.object("method")? else { return Ok(None) };
-    let word = method.required_string("type")?;
-    if word == "reinforcement" {
-        let message = "Fine-tuning with method 'reinforcement' is not supported.";
-        return Err(ApiError::unsupported_value("method.type", message));
-    }
-    let Some(kind) = TYPES.into_iter().find(|kind| *kind == word) else {
-        return Err(not_one_of("method.type", &word, &TYPES));
-    };
-    let mut hyper = None;
-    if let Some(mut own) = method.object(kind)? {
-        if let Some(object) = own.object("hyperparameters")? {
-            hyper = Some(parse_hyperparameters(object, kind == "dpo")?);
-        }
-        own.finish()?;
-    }
-    for other in ["supervised", "dpo", "reinforcement"] {
-        if other != kind && method.take(other).is_some() {
-            let path = format!("method.{other}");
-            let message = format!("'{path}' is not allowed when 'method.type' is '{kind}'.");
-            return Err(ApiError::bad("invalid_parameter_combination", path, message));
-        }
-    }
-    method.finish()?;
-    Ok(Some((kind, hyper)))
-}
-
-fn parse_hyperparameters(mut object: Fields, dpo: bool) -> ApiResult<Hyperparameters> {
-    let mut hyper = Map::new();
-    hyper.insert("n_epochs".to_owned(), auto_or_integer(&mut object, "n_epochs", 1, 50)?);
-    hyper.insert("batch_size".to_owned(), auto_or_integer(&mut object, "batch_size", 1, 256)?);
-    let key = "learning_rate_multiplier";
-    hyper.insert(key.to_owned(), auto_or_positive(&mut object, key, f64::MAX)?);
-    if dpo {
-        hyper.insert("beta".to_owned(), auto_or_positive(&mut object, "beta", 2.0)?);
-    }
-    object.finish()?;
-    Ok(hyper)
-}
-
-/// `"auto"` (also when absent) or an integer.
-fn auto_or_integer(object: &mut Fields, key: &str, min: i64, max: i64) -> ApiResult<Value> {
-    let path = object.path(key);
-    match object.take(key) {
-        None => Ok(json!("auto")),
-        Some(Value::String(word)) if word == "auto" => Ok(json!("auto")),
-        Some(value) => fields::integer(&value, &path, min, max).map(|n| json!(n)),
-    }
-}
-
-/// `"auto"` (also when absent) or a number above 0.
-fn auto_or_positive(object: &mut Fields, key: &str, max: f64) -> ApiResult<Value> {
-    let path = object.path(key);
-    match object.take(key) {
-        None => Ok(json!("auto")),
-        Some(Value::String(word)) if word == "auto" => Ok(json!("auto")),
-        Some(value) => positive(&value, &path, max).map(|_| value),
-    }
-}
-
-fn positive(value: &Value, path: &str, max: f64) -> ApiResult<f64> {
-    let number = fields::number(value, path, 0.0, max)?;
-    if number == 0.0 {
-        let message = format!(
-            "Invalid '{path}': decimal below minimum value. \
-             Expected a value > 0, but got {value} instead."
-        );
-        return Err(ApiError::bad("decimal_below_min_value", path, message));
-    }
-    Ok(number)
 }
 
 fn empty(path: &str) -> ApiResult<Fields> {

@@ -1,0 +1,20 @@
+//! The gateway through its real router, over real SQLite and a real object folder. Only the model
+//! is a double: `worker` speaks the queue's protocol and says what its script tells it.
+
+mod adapters;
+mod auth;
+mod chat;
+mod completions;
+mod connections;
+mod errors;
+mod failover;
+mod files;
+mod fuzz;
+mod jobs;
+mod limits;
+mod models;
+mod openapi;
+mod site;
+mod streaming;
+mod training;
+mod worker;
