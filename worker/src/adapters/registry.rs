@@ -181,7 +181,7 @@ impl Registry {
         resident
     }
 
-    /// Counts a reader: the slot stays until [`Registry::unpin_reader`].
+    /// Counts a reader: the slot stays until [`Registry::drop_reader`].
     pub fn add_reader(&mut self, slot: Slot) {
         self.clock += 1;
         let clock = self.clock;

@@ -178,6 +178,7 @@ impl<D: Device> Engine<D> {
                 Err(TryRecvError::Disconnected) => Command::Shutdown,
                 Err(TryRecvError::Empty) if !self.is_idle() => return Ok(()),
                 Err(TryRecvError::Empty) => {
+                    self.show();
                     self.commands.blocking_recv().unwrap_or(Command::Shutdown)
                 }
             };
@@ -202,7 +203,7 @@ impl<D: Device> Engine<D> {
             Command::AdapterReady(key, weights) => self.adapter_ready(key, weights)?,
             Command::AdapterFailed(key, fault) => self.adapter_failed(&key, &fault),
             Command::ForgetAdapter(key) => self.forget_adapter(&key)?,
-            Command::PinAdapter(key, pinned) => self.pin_adapter(&key, pinned),
+            Command::PinAdapter(key, pinned) => self.pin_adapter(&key, pinned)?,
             Command::StartJob(start) => self.start_job(*start)?,
             Command::PauseJob(job) => self.pause_job(&job)?,
             Command::StopJob(job) => self.stop_job(&job)?,
@@ -217,6 +218,11 @@ impl<D: Device> Engine<D> {
             let outputs = std::mem::take(&mut self.outputs);
             self.emit(Event::Outputs(outputs));
         }
+        self.show();
+    }
+
+    /// Brings the gauges up to date: also before a wait, for a command may have changed them.
+    fn show(&self) {
         let gauges = &self.gauges;
         gauges.requests.store(self.serving.requests(), Relaxed);
         gauges.free_blocks.store(self.blocks.free(), Relaxed);

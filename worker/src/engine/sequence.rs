@@ -84,6 +84,7 @@ impl Sequence {
             let text = self.detokenizer.finish();
             return Advance { index, token, text, finish: Some(Finish::Stop) };
         }
+        self.detokenizer.arm_stops(index >= self.shared.min_tokens);
         let delta = self.detokenizer.push(id);
         let mut text = delta.text;
         let finish = if delta.stopped {

@@ -33,6 +33,11 @@ impl Serving {
     pub fn requests(&self) -> usize {
         self.open.len() + self.parked.values().map(Vec::len).sum::<usize>()
     }
+
+    /// Choices of requests that wait for their adapter.
+    fn parked_choices(&self) -> usize {
+        self.parked.values().flatten().map(|admission| admission.choices.len()).sum()
+    }
 }
 
 impl<D: Device> Engine<D> {
@@ -64,7 +69,6 @@ impl<D: Device> Engine<D> {
     }
 
     fn refuse(&self, admission: &Admission) -> Option<Fault> {
-        let sizes = &self.model.sizes;
         let fault = |kind, message: String, param: Option<&str>| {
             Some(Fault { kind, message, param: param.map(str::to_owned) })
         };
@@ -72,8 +76,8 @@ impl<D: Device> Engine<D> {
         if prompt == 0 {
             return fault(FaultKind::Invalid, "the prompt has no token".into(), None);
         }
-        if prompt >= sizes.max_positions {
-            let limit = sizes.max_positions;
+        let limit = self.longest();
+        if prompt >= limit {
             let message = format!(
                 "This model's maximum context length is {limit} tokens. However, your prompt has \
                  {prompt} tokens. Please shorten it: at least one token must be left to generate."
@@ -84,6 +88,10 @@ impl<D: Device> Engine<D> {
             let message = format!("token id {id} is not in the vocabulary");
             return fault(FaultKind::Invalid, message, Some("prompt"));
         }
+        if admission.end_tokens.len() > BIAS_RESERVE {
+            let message = format!("at most {BIAS_RESERVE} end tokens are allowed");
+            return fault(FaultKind::Invalid, message, Some("stop_token_ids"));
+        }
         let bias = &admission.sampling.logit_bias;
         if bias.len() + BIAS_RESERVE > MAX_BIAS {
             let message = format!("at most {} token biases are allowed", MAX_BIAS - BIAS_RESERVE);
@@ -93,7 +101,7 @@ impl<D: Device> Engine<D> {
             let message = format!("token id {id} is not in the vocabulary");
             return fault(FaultKind::Invalid, message, Some("logit_bias"));
         }
-        let queued = self.scheduler.len() + self.serving.parked.len();
+        let queued = self.scheduler.len() + self.serving.parked_choices();
         if queued + admission.choices.len() > self.options.max_queue {
             return fault(FaultKind::Overloaded, "the worker's queue is full".into(), None);
         }
@@ -102,6 +110,12 @@ impl<D: Device> Engine<D> {
 
     fn vocab(&self) -> usize {
         self.model.config.vocab
+    }
+
+    /// Longest sequence: one that has all blocks to itself must be able to end.
+    fn longest(&self) -> usize {
+        let sizes = &self.model.sizes;
+        sizes.max_positions.min(sizes.blocks * sizes.block_size)
     }
 
     /// Lets a request wait for its adapter; the first one asks for the weights.
@@ -121,7 +135,7 @@ impl<D: Device> Engine<D> {
         } = admission;
         let shared = Arc::new(Shared { request: key, sampling, end_tokens, min_tokens });
         let limit = max_tokens.map_or(usize::MAX, |max| prompt.len().saturating_add(max as usize));
-        let max_len = limit.min(self.model.sizes.max_positions);
+        let max_len = limit.min(self.longest());
         let rank = slot
             .and_then(|slot| self.registry.get(slot))
             .map_or(0, |resident| resident.layout.shape().rank);
@@ -267,10 +281,11 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    pub(super) fn pin_adapter(&mut self, key: &str, pinned: bool) {
+    pub(super) fn pin_adapter(&mut self, key: &str, pinned: bool) -> Result<()> {
         if let Some(slot) = self.registry.find(key) {
             self.registry.pin(slot, pinned);
         }
+        self.retry_roomless()
     }
 
     fn retry_roomless(&mut self) -> Result<()> {

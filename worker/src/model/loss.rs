@@ -85,6 +85,11 @@ impl<D: Device> Model<D> {
             correct: device.download_int(rows(correct, 0, count, 1))?,
         })
     }
+
+    /// Losses of the last slice as the device holds them: for proofs that f32 is too coarse for.
+    pub fn slice_losses(&self) -> &D::Wide {
+        &self.arena.scratch.losses
+    }
 }
 
 impl LossRows {
