@@ -1,0 +1,15 @@
+//! Proofs about the model, training and the engine on the CPU device: against transformers and
+//! PEFT, against finite differences, and of one part not disturbing another. One binary, so that
+//! it is linked once.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod engine_adapters;
+mod engine_jobs;
+mod engine_requests;
+mod engine_resume;
+mod finite_differences;
+mod isolation;
+mod lora_golden;
+mod model_golden;
