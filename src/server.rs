@@ -130,10 +130,10 @@ async fn open_access(
         return Ok(true);
     }
     if !storage.db.keys().any_ever().await? {
+        let folder = data_dir.display();
         bail!(
-            "{address} can be reached from other machines, and there is no API key yet. Make one:\n  \
-             loquetier keys create --data-dir {}",
-            data_dir.display()
+            "{address} can be reached from other machines, and there is no API key yet. Make one:\n\
+             \x20 loquetier keys create --data-dir {folder}"
         );
     }
     Ok(false)

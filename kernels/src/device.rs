@@ -55,7 +55,8 @@ pub trait Device: Sized + Send + 'static {
 
     // ---- transfers ----
 
-    /// Host f32 → activations, rounded to compute precision. Enqueued; `src` may be reused at return.
+    /// Host f32 → activations, rounded to compute precision. Enqueued; `src` may be reused at
+    /// return.
     fn upload_act(&self, dst: Out<'_, Self::Act>, src: &[f32]) -> Result<()>;
     /// Host bf16 bits → activations: base weights as files hold them.
     fn upload_act_bf16(&self, dst: Out<'_, Self::Act>, src: &[half::bf16]) -> Result<()>;

@@ -101,7 +101,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_hands_a_page_out_twice(ops in prop::collection::vec((0usize..9, any::<bool>()), 1..80)) {
+        fn never_hands_a_page_out_twice(
+            ops in prop::collection::vec((0usize..9, any::<bool>()), 1..80),
+        ) {
             let mut pool = PageRuns::new(32);
             let mut held: Vec<Run> = Vec::new();
             for (n, take) in ops {

@@ -9,6 +9,8 @@ pub mod blocks;
 pub mod command;
 mod draw;
 pub mod gauges;
+mod job_life;
+mod job_steps;
 mod pace;
 mod scheduler;
 mod sequence;

@@ -3,7 +3,8 @@
 //!
 //! The generator is counter-based, with no state to save. With `mix` the finalizer of SplitMix64
 //! (Steele, Lea & Flood 2014) and γ its odd constant, the i-th draw of a stream is
-//! `mix(key + (i + 1)·γ)`, and a key folds its parts one after another: `key ← mix(key + γ) ^ part`.
+//! `mix(key + (i + 1)·γ)`, and a key folds its parts one after another:
+//! `key ← mix(key + γ) ^ part`.
 //! Each use of the seed starts from its own constant, so no two uses share a stream.
 
 const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
