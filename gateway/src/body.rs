@@ -26,9 +26,17 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 /// A client that sends nothing for so long is not in the middle of sending.
 const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(1);
 
+/// Bodies above this are parsed beside the tasks that stream tokens.
+const PARSE_INLINE_BYTES_MAX: usize = 256 << 10;
+
 /// The body as a JSON object, whatever its Content-Type says.
 pub async fn read_json(gateway: &Gateway, request: Request) -> ApiResult<Fields> {
-    Fields::parse(&read(gateway, request).await?)
+    let body = read(gateway, request).await?;
+    if body.len() <= PARSE_INLINE_BYTES_MAX {
+        return Fields::parse(&body);
+    }
+    let parsed = tokio::task::spawn_blocking(move || Fields::parse(&body)).await;
+    parsed.unwrap_or_else(|stopped| Err(ApiError::internal(&stopped)))
 }
 
 /// The whole body.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use tower_http::catch_panic::CatchPanicLayer;
-use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -74,7 +75,10 @@ fn document() -> OpenApi {
              OpenAI-compatible; extensions are marked.",
         ))
         .build();
-    OpenApiBuilder::new().info(info).build()
+    let key = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    let components = ComponentsBuilder::new().security_scheme("api_key", key).build();
+    let security = SecurityRequirement::new("api_key", [] as [&str; 0]);
+    OpenApiBuilder::new().info(info).components(Some(components)).security(Some([security])).build()
 }
 
 /// The OpenAPI document.

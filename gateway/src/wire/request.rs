@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -21,9 +22,8 @@ pub struct ChatCompletionRequest {
     /// The same, by its older name.
     #[schema(minimum = 1)]
     pub max_tokens: Option<i64>,
-    /// Sampling and limits.
-    #[schema(inline)]
-    #[schema(value_type = Object)]
+    /// Extension: variables for the chat template.
+    #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Value>,
     /// Return log-probabilities.
     pub logprobs: Option<bool>,
@@ -69,13 +69,13 @@ pub struct ChatCompletionRequest {
     /// Only with `stream`.
     pub stream_options: Option<StreamOptions>,
     /// Only `{"type":"text"}` so far.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub response_format: Option<Value>,
     /// Accepted with `tool_choice: none` so far.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Option<Vec<Object>>)]
     pub tools: Option<Vec<Value>>,
     /// Only `none` so far.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub tool_choice: Option<Value>,
     /// No effect without tools.
     pub parallel_tool_calls: Option<bool>,
@@ -92,7 +92,7 @@ pub struct ChatCompletionRequest {
     /// No effect: nothing is stored.
     pub store: Option<bool>,
     /// No effect.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub prediction: Option<Value>,
     /// No effect.
     pub reasoning_effort: Option<String>,
@@ -103,12 +103,13 @@ pub struct ChatCompletionRequest {
     /// No effect.
     pub prompt_cache_retention: Option<String>,
     /// No effect.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub prompt_cache_options: Option<Value>,
 }
 
 /// One or several texts.
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
 #[schema(description = "A string or an array of 1 to 4 strings.")]
 pub enum StopTexts {
     /// One.
@@ -123,12 +124,12 @@ pub struct RequestMessage {
     /// `system`, `developer`, `user`, `assistant` or `tool`.
     pub role: String,
     /// Text, or an array of text parts.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub content: Option<Value>,
     /// Speaker.
     pub name: Option<String>,
     /// Calls of an assistant message.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Option<Vec<Object>>)]
     pub tool_calls: Option<Vec<Value>>,
     /// The call a tool message answers.
     pub tool_call_id: Option<String>,
@@ -224,13 +225,13 @@ pub struct CreateJobRequest {
     /// Up to 16 pairs.
     pub metadata: Option<BTreeMap<String, String>>,
     /// `{"type": "supervised", "supervised": {"hyperparameters": {…}}}`.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub method: Option<Value>,
     /// Deprecated: the same as `method.supervised.hyperparameters`.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub hyperparameters: Option<Value>,
     /// Only null or empty.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Option<Vec<Object>>)]
     pub integrations: Option<Vec<Value>>,
     /// Extension: shape of the adapter.
     pub lora: Option<LoraSettings>,
@@ -250,7 +251,7 @@ pub struct LoraSettings {
     #[schema(minimum = 0, maximum = 0.95)]
     pub dropout: Option<f64>,
     /// `all-linear`, or a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub target_modules: Option<Value>,
     /// Scale by alpha/√rank.
     pub use_rslora: Option<bool>,
@@ -289,6 +290,12 @@ pub struct UploadForm {
     pub file: Vec<u8>,
     /// `fine-tune`, `batch` or `user_data`.
     pub purpose: String,
+    /// Only `created_at`.
+    #[schema(rename = "expires_after[anchor]")]
+    pub expires_after_anchor: Option<String>,
+    /// How long the file lives.
+    #[schema(rename = "expires_after[seconds]", minimum = 3600, maximum = 2592000)]
+    pub expires_after_secs: Option<i64>,
 }
 
 /// Form of `POST /v1/adapters`.

@@ -155,6 +155,27 @@ async fn what_belongs_to_others_does_not_exist() {
 }
 
 #[tokio::test]
+async fn while_the_database_is_away_nobody_is_turned_off() {
+    let site = Site::with(closed()).await;
+    let member = site.key("org-a", Role::Member).await;
+    assert_eq!(member.get("/v1/models").await.status, 200);
+    site.storage.db.close().await;
+    let unknown = Client { site: &site, key: Some("sk-unknown".to_owned()) };
+    for reply in [
+        unknown.get("/v1/models").await,
+        member.get("/v1/models").await,
+        member.chat(json!({})).await,
+        member.get("/readyz").await,
+    ] {
+        let code = Some("server_is_overloaded".to_owned());
+        assert_eq!(reply.refusal(), (503, code, None), "{reply}");
+    }
+    // A known key still counts as one.
+    assert_eq!(member.get("/v1/nowhere").await.status, 404);
+    assert_eq!(member.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
 async fn operators_see_more_than_members() {
     let site = Site::with(closed()).await;
     let script = Script { resident: vec!["adp-1".to_owned()], ..Script::default() };

@@ -123,3 +123,14 @@ async fn adapters_run_as_themselves_and_never_as_the_base() {
     let sum = site.storage.db.usage().sum("org-local", None, 0, i64::MAX).await.unwrap();
     assert_eq!((sum.requests, sum.prompt_tokens, sum.completion_tokens), (1, 9, 4));
 }
+
+#[tokio::test]
+async fn long_conversations_are_fine() {
+    let site = Site::open().await;
+    let worker = worker::start(&site.storage, "w", Script::default()).await;
+    let text = "ü".repeat(1 << 20);
+    let messages = json!([{"role": "user", "content": text}]);
+    site.client().chat(json!({"messages": messages})).await.ok();
+    let Input::Chat { messages, .. } = worker.last_request().input else { panic!("chat") };
+    assert_eq!(messages[0].content.as_deref(), Some(text.as_str()));
+}

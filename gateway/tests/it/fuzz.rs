@@ -8,7 +8,11 @@ use serde_json::{Value, json};
 use crate::site::{Site, form};
 use crate::worker::{self, Script};
 
-const ROUNDS: usize = 1500;
+/// Random cases of one test; `./dev soak` asks for more.
+fn rounds() -> usize {
+    let factor = std::env::var("LOQUETIER_SOAK").ok().and_then(|text| text.parse().ok());
+    1500 * factor.unwrap_or(1)
+}
 
 /// Replaces, removes or adds something somewhere.
 fn mutate(value: &mut Value, rng: &mut impl Rng) {
@@ -90,7 +94,7 @@ async fn mutated_json_is_never_our_fault() {
     let seeds = seeds(&client.training_file().await);
     let mut rng = StdRng::seed_from_u64(7);
     let mut answered = 0;
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         let (path, seed) = &seeds[round % seeds.len()];
         let mut body = seed.clone();
         for _ in 0..rng.random_range(0..3) {
@@ -111,7 +115,7 @@ async fn mutated_json_is_never_our_fault() {
         assert!(reply.status < 500, "{path} {shown}: {reply}");
         answered += usize::from(reply.status == 200);
     }
-    assert!(answered > ROUNDS / 20, "only {answered} were answered");
+    assert!(answered > rounds() / 20, "only {answered} were answered");
     assert_eq!(site.gateway.open_requests(), 0);
 }
 
@@ -127,7 +131,7 @@ async fn mutated_forms_are_never_our_fault() {
     ];
     let good = form(&parts);
     let mut rng = StdRng::seed_from_u64(11);
-    for _ in 0..ROUNDS / 3 {
+    for _ in 0..rounds() / 3 {
         let mut body = good.clone();
         for _ in 0..rng.random_range(1..4) {
             let at = rng.random_range(0..body.len());
@@ -171,7 +175,7 @@ async fn odd_paths_and_queries_are_never_our_fault() {
         "/",
     ];
     let bits = ["%", "%00", "%2F", "%ff", "/", ":", "a", "=", "&", "]", "..", "é", "%25", "+"];
-    for round in 0..ROUNDS / 3 {
+    for round in 0..rounds() / 3 {
         let mut path = routes[round % routes.len()].to_owned();
         for _ in 0..rng.random_range(0..6) {
             path.push_str(bits[rng.random_range(0..bits.len())]);

@@ -25,6 +25,9 @@ fn it_names_every_route_once_and_in_its_own_spelling() {
         assert!(operations.insert(operation["operationId"].as_str().unwrap().to_owned()));
     }
     assert!(operations.len() > 20);
+    let chat = &document["components"]["schemas"]["ChatCompletionRequest"];
+    assert_eq!(chat["required"], json!(["model", "messages"]));
+    assert_eq!(document["security"], json!([{"api_key": []}]));
 }
 
 /// A field that the document offers must be one that the parser knows.
