@@ -24,8 +24,7 @@ fn purposes(rig: &Rig, job: &str) -> Vec<(Purpose, usize)> {
 /// Waits for the end of a job; its metrics and last state.
 fn finished(rig: &mut Rig, job: &Job) -> (Vec<StepMetrics>, Snapshot) {
     let id = job.spec.job_id.as_str();
-    let is_last = |news: &JobEvent| matches!(news, JobEvent::Snapshot(snapshot) if snapshot.purpose == Purpose::Finish);
-    rig.until(|rig| rig.news_of(id).last().is_some_and(is_last));
+    rig.until(|rig| purposes(rig, id).last().is_some_and(|last| last.0 == Purpose::Finish));
     (rig.steps(id), rig.snapshots(id).pop().unwrap())
 }
 
@@ -73,6 +72,8 @@ fn two_jobs_beside_chats_are_what_they_are_alone() {
             .enumerate()
             .map(|(at, prompt)| rig.chat(target(at), prompt, 20))
             .collect();
+        rig.until(|rig| chats.iter().any(|key| !rig.answers[key].tokens[0].is_empty()));
+        assert!(jobs.iter().all(|job| rig.snapshots(&job.spec.job_id).is_empty()), "they meet");
         for (job, expected) in jobs.iter().zip(&expected) {
             let (steps, last) = finished(&mut rig, job);
             assert_eq!(steps, expected.0, "{}", job.spec.job_id);
@@ -95,7 +96,7 @@ fn the_live_version_follows_the_steps_and_is_pinned_per_sequence() {
     let mut rig = Rig::new(BASE);
     rig.start(&job);
     let mut versions = Vec::new();
-    let (mut chats, prompt) = (Vec::new(), [11, 12, 13]);
+    let (mut chats, prompt, mut overtaken) = (Vec::new(), [11, 12, 13], false);
     for step in [0, 4, 9, 15] {
         rig.until(|rig| rig.steps(&id).len() >= step && !rig.news_of(&id).is_empty());
         let key = rig.chat(Target::LiveJob(id.clone()), &prompt, 30);
@@ -106,7 +107,9 @@ fn the_live_version_follows_the_steps_and_is_pinned_per_sequence() {
         let steps = rig.steps(&id).len();
         chats.push((key, step));
         rig.until(|rig| rig.steps(&id).len() > steps + 1 || rig.answers[&key].finish[0].is_some());
+        overtaken |= rig.answers[&key].finish[0].is_none();
     }
+    assert!(overtaken, "steps went on beside a chat on older weights");
     assert!(versions.is_sorted() && versions[3] > versions[0], "{versions:?}");
     let keys: Vec<_> = chats.iter().map(|chat| rig.tokens(chat.0)).collect();
     let (_, last) = finished(&mut rig, &job);

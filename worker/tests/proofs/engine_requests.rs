@@ -215,3 +215,43 @@ fn a_sequence_ends_where_all_blocks_do() {
     assert!(rig.answer(key).failed.unwrap().contains("20 tokens"));
     rig.until_idle();
 }
+
+#[test]
+fn biases_penalties_and_log_probabilities_stay_with_their_request() {
+    let mut rig = Rig::new(BASE);
+    let prompt = [4, 8, 15];
+    let plain = Oracle::new(BASE).greedy(None, &prompt, 6);
+    let with = |change: &dyn Fn(&mut SamplingSpec)| {
+        let mut admission = request(Target::Base, &prompt, 6);
+        change(&mut admission.sampling);
+        admission
+    };
+    let banned = with(&|sampling| sampling.logit_bias = vec![(plain[0], -100.0)]);
+    let wanted = with(&|sampling| sampling.logit_bias = vec![(42, 1e4)]);
+    let fresh = with(&|sampling| sampling.presence_penalty = 1e4);
+    let told = with(&|sampling| sampling.logprobs = Some(3));
+    let more = with(&|sampling| sampling.logprobs = Some(5));
+    let [banned, wanted, fresh, told, more] =
+        [banned, wanted, fresh, told, more].map(|admission| rig.admit(admission));
+    let alone = rig.chat(Target::Base, &prompt, 6);
+    assert!(!rig.tokens(banned).contains(&plain[0]));
+    assert_eq!(rig.tokens(wanted), [42; 6]);
+    let mut once = rig.tokens(fresh);
+    assert_eq!(once[0], plain[0]);
+    once.sort();
+    once.dedup();
+    assert_eq!(once.len(), 6, "no token comes twice");
+    assert_eq!(rig.tokens(alone), plain);
+    assert!(rig.answers[&alone].logprobs.is_empty());
+    let (told, more) = (rig.answer(told), rig.answer(more));
+    assert_eq!((told.tokens[0].as_slice(), more.tokens[0].as_slice()), (&plain[..], &plain[..]));
+    for (at, ((logprob, top), (same, longer))) in
+        told.logprobs.iter().zip(&more.logprobs).enumerate()
+    {
+        assert_eq!((top.len(), longer.len(), logprob), (3, 5, same));
+        assert_eq!(top[..], longer[..3]);
+        assert_eq!(top[0], (plain[at], *logprob));
+        assert!(*logprob < 0.0 && longer.iter().map(|one| one.1.exp()).sum::<f32>() <= 1.0);
+    }
+    rig.until_idle();
+}

@@ -1,5 +1,5 @@
 //! An engine on its own thread, driven through its channels as intake and outlet do, with freed
-//! memory poisoned.
+//! memory poisoned. It starts at the first wait, so that what was sent before meets in one step.
 
 use super::jobs::Job;
 use super::reading::read;
@@ -55,6 +55,8 @@ pub struct Answer {
     pub version: Option<String>,
     /// Tokens per choice.
     pub tokens: Vec<Vec<u32>>,
+    /// Log-probability and alternatives of those tokens that have them.
+    pub logprobs: Vec<(f32, Vec<(u32, f32)>)>,
     /// Text per choice.
     pub text: Vec<String>,
     /// End per choice.
@@ -67,6 +69,7 @@ pub struct Answer {
 pub struct Rig {
     commands: Sender<Command>,
     events: Receiver<Event>,
+    engine: Option<Engine<Cpu<f32>>>,
     thread: Option<JoinHandle<()>>,
     /// The engine's counters.
     pub gauges: Arc<Gauges>,
@@ -95,11 +98,11 @@ impl Rig {
         let (outbox, events) = channel(4096);
         let gauges = Arc::new(Gauges::default());
         let engine = Engine::new(model, options, inbox, outbox, gauges.clone());
-        let thread = std::thread::spawn(move || engine.run());
         Self {
             commands,
             events,
-            thread: Some(thread),
+            engine: Some(engine),
+            thread: None,
             gauges,
             library: HashMap::new(),
             asked: Vec::new(),
@@ -111,7 +114,7 @@ impl Rig {
 
     /// Sends a command.
     pub fn send(&self, command: Command) {
-        self.commands.blocking_send(command).ok().expect("the engine runs");
+        self.commands.blocking_send(command).expect("the engine runs");
     }
 
     /// Sends a request; its number.
@@ -141,6 +144,9 @@ impl Rig {
 
     /// Takes events until `done`; panics when the engine breaks or goes quiet.
     pub fn until(&mut self, done: impl Fn(&Self) -> bool) {
+        if let Some(engine) = self.engine.take() {
+            self.thread = Some(std::thread::spawn(move || engine.run()));
+        }
         let deadline = Instant::now() + PATIENCE;
         while !done(self) {
             match self.events.try_recv() {
@@ -242,6 +248,7 @@ impl Answer {
                 assert_eq!(self.finish[choice], None, "nothing follows the end");
                 assert_eq!(first as usize, self.tokens[choice].len(), "no gap, no repeat");
                 self.tokens[choice].extend(tokens.iter().map(|token| token.id));
+                self.logprobs.extend(tokens.into_iter().filter_map(|token| token.logprob));
                 self.text[choice].push_str(&text);
                 self.finish[choice] = finish;
             }
