@@ -84,8 +84,10 @@ impl Worker {
                 .and_then(|base| Ok(Model::new(device, config, base, sizes)?));
             match model {
                 Ok(model) => {
+                    let engine =
+                        Engine::new(model, engine_options, command_reader, events, gauges);
                     let _ = ready.send(Ok(()));
-                    Engine::new(model, engine_options, command_reader, events, gauges).run();
+                    engine.run();
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));
