@@ -177,7 +177,7 @@ impl Running {
             }
         }
         for worker in order {
-            self.hold.relay.expect(&request.request_id, request.attempt, &worker.incarnation);
+            self.hold.relay.expect(&request.request_id, request.attempt, worker);
             self.hold.worker_id = Some(worker.worker_id.clone());
             let placed = queue.place(&worker.worker_id, request.clone()).await;
             match placed.map_err(unreachable_queue)? {

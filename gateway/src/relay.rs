@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use storage::queue::message::{ToWorker, TokenMessage, Update};
+use storage::queue::message::{ToWorker, TokenMessage, Update, WorkerPresence};
 use storage::queue::{Queue, TokenReceiver};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -36,7 +36,9 @@ pub enum Signal {
 #[derive(Debug)]
 struct Slot {
     attempt: u32,
-    /// Of the worker it was placed on; empty while it is between workers.
+    /// The worker it was placed on.
+    worker_id: String,
+    /// Of that worker; empty while the request is between workers.
     incarnation: String,
     signals: mpsc::Sender<Signal>,
 }
@@ -90,17 +92,18 @@ impl Relay {
     /// Opens the line of a request; what arrives before [`Relay::expect`] is dropped.
     pub fn open(&self, request_id: &str) -> mpsc::Receiver<Signal> {
         let (signals, receiver) = mpsc::channel(self.buffer_messages);
-        let slot = Slot { attempt: 0, incarnation: String::new(), signals };
+        let (worker_id, incarnation) = (String::new(), String::new());
+        let slot = Slot { attempt: 0, worker_id, incarnation, signals };
         self.slots().insert(request_id.to_owned(), slot);
         receiver
     }
 
-    /// From now on only this attempt on this worker incarnation is heard.
-    pub fn expect(&self, request_id: &str, attempt: u32, incarnation: &str) {
+    /// From now on only this attempt on this worker is heard.
+    pub fn expect(&self, request_id: &str, attempt: u32, worker: &WorkerPresence) {
         if let Some(slot) = self.slots().get_mut(request_id) {
             slot.attempt = attempt;
-            slot.incarnation.clear();
-            slot.incarnation.push_str(incarnation);
+            slot.worker_id.clone_from(&worker.worker_id);
+            slot.incarnation.clone_from(&worker.incarnation);
         }
     }
 
@@ -122,7 +125,14 @@ impl Relay {
         loop {
             tokio::select! {
                 message = messages.recv() => match message {
-                    Some(message) => self.take(&mut sequences, message),
+                    Some(message) => {
+                        for (worker_id, request_id) in self.take(&mut sequences, message) {
+                            let relay = Arc::clone(&self);
+                            tokio::spawn(async move {
+                                relay.cancel(&worker_id, &request_id).await;
+                            });
+                        }
+                    }
                     None => break,
                 },
                 _ = presence.tick() => self.watch(&mut sequences).await,
@@ -132,12 +142,14 @@ impl Relay {
         self.slots().clear();
     }
 
-    fn take(&self, sequences: &mut Sequences, message: TokenMessage) {
+    /// Hands out a message; returns worker and request of each reader that was too slow.
+    fn take(&self, sequences: &mut Sequences, message: TokenMessage) -> Vec<(String, String)> {
+        let mut overrun = Vec::new();
         let incarnation = message.worker_incarnation;
         let mut slots = self.slots();
         match sequences.observe(&incarnation, message.sequence) {
             Arrival::Next => {}
-            Arrival::Repeat => return,
+            Arrival::Repeat => return overrun,
             Arrival::Gap => {
                 tracing::warn!(worker.incarnation = incarnation, "a token message was lost");
                 lose(&mut slots, |slot| slot.incarnation == incarnation);
@@ -150,10 +162,13 @@ impl Relay {
             }
             let signal = Signal::Update { attempt: item.attempt, update: item.update };
             if slot.signals.try_send(signal).is_err() {
-                // The reader is too slow or gone; its end of the line sees the close.
+                // Its end of the line sees the close when it reads on; the worker stops now.
+                let worker_id = std::mem::take(&mut slot.worker_id);
                 slots.remove(&item.request_id);
+                overrun.push((worker_id, item.request_id));
             }
         }
+        overrun
     }
 
     /// Tells the requests whose worker is no longer alive.

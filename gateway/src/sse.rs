@@ -250,11 +250,12 @@ mod tests {
     #[tokio::test]
     async fn silence_is_filled_with_comments() {
         let slow = futures::stream::once(async {
-            tokio::time::sleep(Duration::from_millis(125)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
             Bytes::from_static(DONE)
         });
-        let frames = KeepAlive::new(slow, Duration::from_millis(50));
-        let sent: Vec<Bytes> = frames.map(|frame| frame.unwrap()).collect().await;
-        assert_eq!(sent, [KEEP_ALIVE, KEEP_ALIVE, DONE]);
+        let frames = KeepAlive::new(slow, Duration::from_millis(20));
+        let mut sent: Vec<Bytes> = frames.map(|frame| frame.unwrap()).collect().await;
+        assert_eq!(sent.pop().unwrap(), DONE);
+        assert!(!sent.is_empty() && sent.iter().all(|frame| frame == KEEP_ALIVE), "{sent:?}");
     }
 }

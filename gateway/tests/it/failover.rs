@@ -77,35 +77,45 @@ async fn a_choice_that_has_ended_stays_ended_after_a_move() {
 
 #[tokio::test]
 async fn full_inboxes_are_a_503_and_the_next_worker_is_tried_first() {
-    let config = GatewayConfig {
-        open_access: true,
-        admission_timeout: Duration::from_millis(700),
-        ..GatewayConfig::default()
-    };
     let limits = QueueLimits { inbox_requests: 1, ..QueueLimits::default() };
+    let config = GatewayConfig { open_access: true, ..GatewayConfig::default() };
     let site = Site::with_limits(config, limits).await;
     let deaf = Script { deaf: true, ..Script::default() };
     let _deaf = worker::start(&site.storage, "deaf", deaf).await;
     let client = site.client();
-    let (first, second) = tokio::join!(client.chat(json!({})), client.chat(json!({})));
-    // One waits in the inbox until its time is up, the other finds it full.
-    for reply in [&first, &second] {
-        assert_eq!(reply.refusal().1.as_deref(), Some("server_is_overloaded"), "{reply}");
-        assert!(reply.header("retry-after").is_some());
-    }
-    assert!([&first, &second].iter().any(|r| r.message().contains("busy")));
-    assert_eq!(site.gateway.open_requests(), 0);
-
-    // While one waits in the full inbox, the rest goes to the other worker.
-    let (waiting, _other) = tokio::join!(client.chat(json!({})), async {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let other = worker::start(&site.storage, "other", Script::default()).await;
-        for _ in 0..5 {
-            assert_eq!(site.client().chat(json!({})).await.status, 200);
+    let others = async {
+        while site.gateway.open_requests() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        other
-    });
-    assert_eq!(waiting.status, 503);
+        // The one before waits in the only inbox.
+        let full = client.chat(json!({})).await;
+        assert_eq!(full.refusal().1.as_deref(), Some("server_is_overloaded"));
+        assert!(full.message().contains("busy"), "{full}");
+        let _other = worker::start(&site.storage, "other", Script::default()).await;
+        for _ in 0..5 {
+            assert_eq!(client.chat(json!({})).await.status, 200);
+        }
+    };
+    tokio::select! {
+        reply = client.chat(json!({})) => panic!("nobody admits it: {reply}"),
+        () = others => {}
+    }
+    assert_eq!(site.gateway.open_requests(), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_admits_is_refused_in_time() {
+    let config = GatewayConfig {
+        open_access: true,
+        admission_timeout: Duration::from_millis(50),
+        ..GatewayConfig::default()
+    };
+    let site = Site::with(config).await;
+    let deaf = Script { deaf: true, ..Script::default() };
+    let _deaf = worker::start(&site.storage, "deaf", deaf).await;
+    let reply = site.client().chat(json!({"stream": true})).await;
+    assert_eq!(reply.refusal().1.as_deref(), Some("server_is_overloaded"), "{reply}");
+    assert_eq!(site.gateway.open_requests(), 0);
 }
 
 #[tokio::test]
