@@ -84,8 +84,7 @@ impl Worker {
                 .and_then(|base| Ok(Model::new(device, config, base, sizes)?));
             match model {
                 Ok(model) => {
-                    let engine =
-                        Engine::new(model, engine_options, command_reader, events, gauges);
+                    let engine = Engine::new(model, engine_options, command_reader, events, gauges);
                     let _ = ready.send(Ok(()));
                     engine.run();
                 }
