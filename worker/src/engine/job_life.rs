@@ -5,7 +5,7 @@ use super::command::{AdapterWeights, Event, JobEvent, JobStart, Purpose};
 use super::training::{Job, Life, Pending};
 use crate::adapters::pages::Run;
 use crate::adapters::registry::Slot;
-use crate::train::{JobSpec, Kind, Trainer};
+use crate::train::{JobSpec, Kind, Sequence, Trainer};
 use kernels::{Device, Result};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,12 +23,13 @@ impl<D: Device> Engine<D> {
 
     /// Takes a job's memory: a run of the training pool, a slot that trains and two that serve.
     fn place_job(&mut self, start: JobStart) -> Result<bool> {
-        let JobStart { spec, layout, examples, validation, step, params, moments } = start;
         if self.training.jobs() >= self.options.max_jobs
-            || self.training.find(&spec.job_id).is_some()
+            || self.training.find(&start.spec.job_id).is_some()
+            || !self.holds(&start)
         {
             return Ok(false);
         }
+        let JobStart { spec, layout, examples, validation, step, params, moments } = start;
         let Some(run) = self.training.runs.take(layout.pages()) else { return Ok(false) };
         let weights = AdapterWeights { layout: layout.clone(), values: Arc::new(params) };
         let Some(slots) = self.attach_job(&spec, &weights, run)? else {
@@ -61,6 +62,15 @@ impl<D: Device> Engine<D> {
             self.rest(number)?;
         }
         Ok(true)
+    }
+
+    /// Whether the model's buffers hold the job's rank and its longest example: a job may have
+    /// been cut to the larger arena of another worker.
+    fn holds(&self, start: &JobStart) -> bool {
+        let (sizes, rank) = (&self.model.sizes, start.layout.shape().rank);
+        let examples = start.examples.iter().chain(start.validation.iter()).flatten();
+        let longest = examples.map(Sequence::rows).max().unwrap_or(0);
+        rank <= sizes.max_rank && longest <= sizes.arena_rows.min(sizes.arena_rank_rows / rank)
     }
 
     fn attach_job(

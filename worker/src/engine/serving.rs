@@ -250,8 +250,12 @@ impl<D: Device> Engine<D> {
         if !self.serving.parked.contains_key(&key) {
             return Ok(());
         }
-        if !self.registry.fits_empty(weights.layout.pages()) {
-            let message = "the adapter is larger than the adapter pool".to_owned();
+        let (rank, max_rank) = (weights.layout.shape().rank, self.model.sizes.max_rank);
+        if rank > max_rank || !self.registry.fits_empty(weights.layout.pages()) {
+            let message = match rank > max_rank {
+                true => format!("the adapter's rank {rank} is above this worker's {max_rank}"),
+                false => "the adapter is larger than the adapter pool".to_owned(),
+            };
             let fault = Fault { kind: FaultKind::Overloaded, message, param: None };
             self.adapter_failed(&key, &fault);
             return Ok(());

@@ -125,6 +125,10 @@ fn weights_that_cannot_be_had_fail_their_requests() {
     rig.until(|rig| rig.asked.len() == 2);
     rig.send(ready("large", &Adapter::random(BASE, 16, &Module::ALL, 1)));
     assert!(rig.answer(large).failed.unwrap().contains("larger than the adapter pool"));
+    let wide = rig.chat(named("wide"), &[1], 1);
+    rig.until(|rig| rig.asked.len() == 3);
+    rig.send(ready("wide", &Adapter::random(BASE, 17, &[Module::K], 1)));
+    assert!(rig.answer(wide).failed.unwrap().contains("rank 17 is above this worker's 16"));
     let unasked = Adapter::random(BASE, 1, &[Module::Q], 1);
     let weights = AdapterWeights { layout: unasked.layout, values: unasked.values };
     rig.send(Command::AdapterReady("unasked".to_owned(), weights));

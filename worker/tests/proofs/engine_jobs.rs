@@ -188,6 +188,32 @@ fn a_job_without_room_is_told_so_and_changes_nothing() {
 }
 
 #[test]
+fn a_job_that_the_arena_cannot_hold_has_no_room() {
+    let [first, second] = two_jobs();
+    let longest = first.examples.iter().flatten().map(|sequence| sequence.rows()).max().unwrap();
+    let small = |change: fn(&mut Sizes, usize)| {
+        let mut sizes = sizes();
+        change(&mut sizes, longest);
+        sizes
+    };
+    for sizes in [
+        small(|sizes, longest| sizes.arena_rows = longest - 1),
+        small(|sizes, longest| sizes.arena_rank_rows = 4 * longest - 1),
+        small(|sizes, _| sizes.max_rank = 3),
+    ] {
+        let mut rig = Rig::with(BASE, sizes, options());
+        rig.start(&first);
+        rig.start(&Job { validation: first.examples.clone(), ..second.clone() });
+        rig.until(|rig| rig.news.len() == 2);
+        let told = ["ftjob-a", "ftjob-b"].map(|job| rig.news_of(job)[0].clone());
+        assert_eq!(told, [JobEvent::NoRoom, JobEvent::NoRoom]);
+    }
+    let mut exact = Rig::with(BASE, small(|sizes, longest| sizes.arena_rows = longest), options());
+    exact.start(&first);
+    assert!(finished(&mut exact, &first) == alone(&first));
+}
+
+#[test]
 fn validation_follows_its_steps_in_order() {
     let mut job = Job::new("ftjob-v", BASE, 4, &[Module::Q, Module::V]);
     job.spec.training.n_epochs = 4;
@@ -221,6 +247,11 @@ fn validation_follows_its_steps_in_order() {
     let (_, plain) = alone(&without);
     let last = rig.snapshots("ftjob-v").pop().unwrap();
     assert!(plain == last, "validation changes no weight");
+    // The second batch of two, which steps 10 to 19 look at, as a validation file of its own.
+    let batch = Job { validation: job.validation[2..4].to_vec().into(), ..job.clone() };
+    let (whole, _) = alone(&batch);
+    assert_eq!(whole[11].full_valid_loss, steps[11].valid_loss);
+    assert_eq!(whole[11].full_valid_accuracy, steps[11].valid_accuracy);
 }
 
 #[test]
