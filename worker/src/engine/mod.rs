@@ -146,7 +146,7 @@ impl<D: Device> Engine<D> {
         draw::fill(&mut self.sample_rows, plan, &self.scheduler);
         Gauges::count(&self.gauges.inference_rows, plan.rows());
         Gauges::count(&self.gauges.training_rows, micro_rows);
-        Gauges::count(&self.gauges.displaced, usize::from(!plan.freed.is_empty()));
+        Gauges::count(&self.gauges.displaced, plan.displaced);
     }
 
     fn forward(&mut self, plan: &Plan) -> Result<()> {

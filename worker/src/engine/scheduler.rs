@@ -134,6 +134,7 @@ impl Scheduler {
         self.running.retain(|other| *other != id);
         self.waiting.push_front(id);
         plan.withdraw(id);
+        plan.displaced += 1;
         if let Some(sequence) = self.sequences.get_mut(&id) {
             let blocks = std::mem::take(&mut sequence.blocks);
             plan.freed.extend(&blocks);
@@ -150,6 +151,8 @@ pub struct Plan {
     pub shares: Vec<Share>,
     /// Blocks that displaced sequences left.
     pub freed: Vec<u32>,
+    /// Sequences that were displaced.
+    pub displaced: usize,
     left: StepLimits,
 }
 

@@ -49,15 +49,17 @@ fn greedy_tokens_are_those_of_a_full_forward_at_each_step() {
 }
 
 #[test]
-fn a_prompt_longer_than_a_step_goes_in_chunks() {
+fn prompts_longer_than_a_step_and_more_sequences_than_samples_take_turns() {
     let mut small = sizes();
-    small.step_rows = 7;
+    (small.step_rows, small.sample_rows) = (7, 2);
     let mut rig = Rig::with(BASE, small, options());
     let prompt = Random::new(8).tokens(40);
-    let keys = [rig.chat(Target::Base, &prompt, 4), rig.chat(Target::Base, &prompt[..9], 4)];
+    let lengths = [40, 9, 1, 20, 7, 8];
+    let keys = lengths.map(|length| rig.chat(Target::Base, &prompt[..length], 4));
     let mut oracle = Oracle::new(BASE);
-    assert_eq!(rig.tokens(keys[0]), oracle.greedy(None, &prompt, 4));
-    assert_eq!(rig.tokens(keys[1]), oracle.greedy(None, &prompt[..9], 4));
+    for (key, length) in keys.into_iter().zip(lengths) {
+        assert_eq!(rig.tokens(key), oracle.greedy(None, &prompt[..length], 4), "{length}");
+    }
     rig.until_idle();
 }
 

@@ -23,6 +23,17 @@ pub fn golden(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(path)
 }
 
+/// The base that the binary holds: large enough that threads share its operations.
+pub const DEMO: &str = "demo";
+
+/// Folder of a golden base, or of the demo's.
+fn base_folder(base: &str) -> PathBuf {
+    match base {
+        DEMO => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/base")),
+        base => golden(&format!("bases/{base}")),
+    }
+}
+
 /// Values of one golden safetensors file.
 pub struct Expected(Vec<u8>);
 
@@ -73,7 +84,7 @@ pub fn model<T: Float>(base: &str, threads: usize, sizes: Sizes) -> Model<Cpu<T>
 where
     Cpu<T>: Device,
 {
-    let files = BaseFiles::open(&golden(&format!("bases/{base}"))).unwrap();
+    let files = BaseFiles::open(&base_folder(base)).unwrap();
     let device = Cpu::new(threads).unwrap();
     let weights = BaseWeights::load(&device, &files, sizes.max_positions).unwrap();
     Model::new(device, files.config().clone(), weights, sizes).unwrap()
@@ -91,7 +102,7 @@ pub struct Adapter {
 impl Adapter {
     /// Of `rank` on `targets` of a golden base.
     pub fn random(base: &str, rank: usize, targets: &[Module], seed: u64) -> Self {
-        let files = BaseFiles::open(&golden(&format!("bases/{base}"))).unwrap();
+        let files = BaseFiles::open(&base_folder(base)).unwrap();
         let shape = AdapterShape::new(rank, 2.0 * rank as f64, false, targets.to_vec()).unwrap();
         let layout = AdapterLayout::new(&files.config().dims(), &shape);
         let mut values = init_adapter(&layout, seed, Init::Default);
