@@ -3,7 +3,7 @@
 
 use crate::common::jobs::Job;
 use crate::common::rig::{Oracle, Rig, options};
-use crate::common::{Adapter, Random, sizes};
+use crate::common::{Adapter, Random, sizes, soak};
 use kernels::Module;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -139,7 +139,7 @@ fn all_is_right_and_free_after_a_storm() {
     let mut oracle = Oracle::new(BASE);
     let mut expected = HashMap::new();
     let mut right = 0;
-    for seed in 0..24 {
+    for seed in 0..u64::from(soak(24)) {
         let mut storm = Storm::new(seed);
         for _ in 0..50 {
             storm.act();

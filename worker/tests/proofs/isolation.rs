@@ -3,7 +3,7 @@
 
 use crate::common::reading::{Reader, blocks, logits, read};
 use crate::common::training::{item, micro_batch, micro_batch_beside};
-use crate::common::{Adapter, DEMO, Random, bits, gradients, model, place_all, sizes};
+use crate::common::{Adapter, DEMO, Random, bits, gradients, model, place_all, sizes, soak};
 use kernels::{Cpu, Device, Module, Out};
 use proptest::prelude::*;
 use std::cell::RefCell;
@@ -263,7 +263,7 @@ fn words(results: &[ItemResult]) -> Vec<(u64, u64, u64)> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 200,
+        cases: soak(200),
         failure_persistence: None,
         ..Default::default()
     })]

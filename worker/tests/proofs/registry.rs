@@ -1,6 +1,7 @@
 //! The registry of resident adapters against a plain memory: whatever comes and goes, each
 //! resident's pages hold its own content, nobody who is read goes, and room is found if there is.
 
+use crate::common::soak;
 use kernels::{HeadShape, Module};
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -158,7 +159,7 @@ impl World {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 400,
+        cases: soak(400),
         failure_persistence: None,
         ..Default::default()
     })]

@@ -18,6 +18,12 @@ use worker::model::{Model, Sizes};
 /// Bases of `tests/golden`.
 pub const BASES: [&str; 7] = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "odd", "sharded"];
 
+/// Random cases of a test, times `LOQUETIER_SOAK` where `./dev soak` sets it.
+pub fn soak(cases: u32) -> u32 {
+    let factor = std::env::var("LOQUETIER_SOAK").ok().and_then(|text| text.parse().ok());
+    cases * factor.unwrap_or(1)
+}
+
 /// A file or folder of `tests/golden`.
 pub fn golden(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(path)
