@@ -63,11 +63,12 @@ impl Server {
         Ok(Self { address, base_name, worker, stop, gateway })
     }
 
-    /// Stops taking requests, saves jobs, ends.
+    /// Stops taking requests, saves jobs, lets open requests end, ends.
     pub async fn stop(self) -> anyhow::Result<()> {
         let _ = self.stop.send(());
-        self.worker.stop().await;
+        self.worker.drain().await;
         self.gateway.await??;
+        self.worker.stop().await;
         Ok(())
     }
 }

@@ -177,3 +177,28 @@ fn what_cannot_be_served_is_one_clear_line() {
         assert!(said.contains(named) && said.lines().count() == 1, "{said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_lets_an_open_answer_end() {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = tiny_base(scratch.path());
+    let mut server = Server::start(&base, &scratch.path().join("data")).await;
+    let body = json!({
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Count."}],
+        "max_tokens": 400,
+        "ignore_eos": true,
+        "stream": true,
+    });
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/chat/completions", server.root);
+    let mut reply = client.post(url).json(&body).send().await.unwrap();
+    let mut text = reply.chunk().await.unwrap().unwrap().to_vec();
+    let ended = std::thread::spawn(move || server.terminate());
+    while let Some(chunk) = reply.chunk().await.unwrap() {
+        text.extend_from_slice(&chunk);
+    }
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.ends_with("data: [DONE]\n\n"), "cut short: {text}");
+    assert!(ended.join().unwrap());
+}

@@ -16,3 +16,10 @@ pub mod train;
 
 pub use options::WorkerOptions;
 pub use run::Worker;
+
+/// Random cases of a test, times `LOQUETIER_SOAK` where `./dev soak` sets it.
+#[cfg(test)]
+fn soak(cases: u32) -> u32 {
+    let factor = std::env::var("LOQUETIER_SOAK").ok().and_then(|text| text.parse().ok());
+    cases * factor.unwrap_or(1)
+}

@@ -158,7 +158,7 @@ fn wire_token(shared: &Shared, token: &Drawn) -> Token {
     let finite = |value: f32| if value.is_finite() { value } else { LEAST_LOGPROB };
     let logprob = token.logprob.as_ref().map(|(logprob, top)| TokenLogprob {
         logprob: finite(*logprob),
-        bytes: bytes(token.id),
+        bytes: token.bytes.clone(),
         top: top.iter().map(|(id, value)| (bytes(*id), finite(*value))).collect(),
     });
     Token { id: token.id, logprob }

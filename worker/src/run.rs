@@ -117,8 +117,8 @@ impl Worker {
         }
     }
 
-    /// Stops: jobs are saved and given back, then the engine ends.
-    pub async fn stop(self) {
+    /// Takes no new work; jobs are saved and given back. Requests in flight go on.
+    pub async fn drain(&self) {
         self.shared.draining.store(true, Relaxed);
         for running in lock(&self.shared.running).values() {
             running.bell.notify_one();
@@ -127,6 +127,10 @@ impl Worker {
         while !lock(&self.shared.running).is_empty() && start.elapsed() < DRAIN_WAIT {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Ends the engine, and with it whatever still runs.
+    pub async fn stop(self) {
         self.shared.command(Command::Shutdown).await;
         let engine = self.engine;
         if tokio::task::spawn_blocking(move || engine.join()).await.is_err() {

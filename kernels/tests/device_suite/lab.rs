@@ -111,9 +111,11 @@ pub fn exact() -> Cpu<f64> {
 }
 
 /// `count` random cases, the same in every run.
+/// `LOQUETIER_SOAK`, which `./dev soak` sets, multiplies them.
 pub fn cases(count: u32) -> ProptestConfig {
+    let factor = std::env::var("LOQUETIER_SOAK").ok().and_then(|text| text.parse().ok());
     ProptestConfig {
-        cases: count,
+        cases: count * factor.unwrap_or(1),
         rng_seed: RngSeed::Fixed(1),
         failure_persistence: None,
         ..ProptestConfig::default()

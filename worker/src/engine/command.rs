@@ -168,6 +168,8 @@ pub enum Finish {
 pub struct Drawn {
     /// Its id.
     pub id: u32,
+    /// What it adds to the text, where log-probabilities were asked for; else empty.
+    pub bytes: Vec<u8>,
     /// Log-probability and alternatives, where asked for.
     pub logprob: Option<(f32, Vec<(u32, f32)>)>,
 }

@@ -191,7 +191,12 @@ impl<D: Device> Engine<D> {
                 let top = ids.zip(top_logprobs[range].iter().copied()).collect();
                 (logprobs[row], top)
             });
-            let advance = sequence.push(Drawn { id: tokens[row] as u32, logprob });
+            let id = tokens[row] as u32;
+            let bytes = match &logprob {
+                Some(_) => sequence.detokenizer.bytes_of(id).to_vec(),
+                None => Vec::new(),
+            };
+            let advance = sequence.push(Drawn { id, bytes, logprob });
             let (request, choice) = (sequence.shared.request, sequence.choice);
             let finish = advance.finish;
             let output = Output::Tokens {

@@ -6,12 +6,12 @@ use crate::adapters::{Init as AdapterInit, init_adapter};
 use crate::dataset::Purpose;
 use crate::engine::command::{Command, JobEvent, JobStart, Purpose as Keep, Snapshot};
 use crate::train::resume::{self, ResumeState};
-use crate::train::{JobSpec, auto, spec::Init};
+use crate::train::{Example, JobSpec, Sequence, auto, spec::Init};
 use anyhow::{Context, bail};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use storage::db::{Claim, Intent, JobWrite, Renewed, StatusChange};
+use storage::db::{Claim, Intent, JobError, JobWrite, Renewed, StatusChange};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 
@@ -75,6 +75,7 @@ async fn prepare(
     let limit = spec.training.max_sequence_length;
     let training = examples::load(shared, job, Purpose::Training, limit).await?;
     let validation = examples::load(shared, job, Purpose::Validation, limit).await?;
+    fits(shared, spec.lora.rank, training.examples.iter().chain(&validation.examples))?;
     let layout = Arc::new(adapters::layout_of(shared, &spec).map_err(anyhow::Error::from)?);
     let total_steps = spec.training.total_steps(training.examples.len());
     let mut ledger =
@@ -110,6 +111,28 @@ async fn prepare(
         },
     }
     Ok((ledger, start))
+}
+
+/// A job whose limits were set on a worker with more training memory cannot run here.
+fn fits<'a>(
+    shared: &Shared,
+    rank: usize,
+    examples: impl Iterator<Item = &'a Example>,
+) -> Result<(), examples::Unusable> {
+    let longest = examples.flatten().map(Sequence::rows).max().unwrap_or(0);
+    let bounds = shared.bounds;
+    if longest <= bounds.arena_rows && longest * rank <= bounds.arena_rank_rows {
+        return Ok(());
+    }
+    Err(examples::Unusable::Fault(JobError {
+        code: "insufficient_memory".to_owned(),
+        message: format!(
+            "An example of {longest} tokens at rank {rank} does not fit the worker's training \
+             memory, which holds {} tokens. Create the job again: its limits are set anew.",
+            bounds.arena_rows.min(bounds.arena_rank_rows / rank)
+        ),
+        param: Some("training.max_sequence_length".to_owned()),
+    }))
 }
 
 /// The newest resume point that can be read; an unreadable one is passed over with a warning.

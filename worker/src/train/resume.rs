@@ -305,7 +305,7 @@ mod tests {
         let bytes = encode(&saved).unwrap();
         let edit = (0..bytes.len(), any::<u8>(), 0..4u8, 0..bytes.len());
         let edits = prop::collection::vec(edit, 1..4);
-        let config = Config { failure_persistence: None, ..Config::with_cases(4000) };
+        let config = Config { failure_persistence: None, ..Config::with_cases(crate::soak(4000)) };
         TestRunner::new(config)
             .run(&edits, |edits| {
                 let mut bytes = bytes.clone();

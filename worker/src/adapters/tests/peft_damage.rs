@@ -11,7 +11,7 @@ fn damaged_uploads() {
     let dims = dims("llama3");
     let mut dice = Dice::new(17);
     let mut refused = [0; 2];
-    for round in 0..6000 {
+    for round in 0..crate::soak(6000) as usize {
         let hit = round % 2;
         let (config, weights) = match hit {
             0 => (mutate(&config, config.len(), &mut dice), weights.clone()),

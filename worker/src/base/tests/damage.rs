@@ -11,7 +11,7 @@ fn damaged_configurations() {
         let config = golden_bytes(&format!("bases/{name}/config.json"));
         let generation = golden_bytes(&format!("bases/{name}/generation_config.json"));
         let mut dice = Dice::new(name.len() as u64);
-        for _ in 0..2000 {
+        for _ in 0..crate::soak(2000) as usize {
             let config = mutate(&config, config.len(), &mut dice);
             let generation = mutate(&generation, generation.len(), &mut dice);
             match BaseConfig::parse(&config, Some(&generation)) {
@@ -35,7 +35,7 @@ fn damaged_headers() {
     let header = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     let mut dice = Dice::new(3);
     let mut refused = 0;
-    for _ in 0..3000 {
+    for _ in 0..crate::soak(3000) as usize {
         let damaged = mutate(&file, header, &mut dice);
         match read_entries(&damaged) {
             Ok(entries) => {

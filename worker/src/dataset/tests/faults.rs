@@ -306,7 +306,7 @@ fn good_files() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(crate::soak(2000)))]
 
     #[test]
     fn no_file_panics(

@@ -146,7 +146,7 @@ fn cut(text: &str, stops: &[String]) -> (String, bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(crate::soak(512)))]
 
     #[test]
     fn any_ids_stream_to_the_lossy_text(

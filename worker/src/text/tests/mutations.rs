@@ -47,7 +47,7 @@ mod rand_bytes {
 fn tokenizer_files() {
     let mut mutator = Mutator(7);
     let mut loaded = 0;
-    for round in 0..1500 {
+    for round in 0..crate::soak(1500) as usize {
         let source = [BYTE_LEVEL, LLAMA2, MISTRAL][round % 3];
         match Tokenizer::from_bytes(&mutator.mutate(source.as_bytes())) {
             Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
@@ -67,7 +67,7 @@ fn template_files() {
     let tokenizer = Tokenizer::from_bytes(BYTE_LEVEL.as_bytes()).unwrap();
     let mut mutator = Mutator(11);
     let mut rendered = 0;
-    for round in 0..1000 {
+    for round in 0..crate::soak(1000) as usize {
         let name = ["llama3", "qwen3", "mistral", "python_forms"][round % 4];
         let source = mutator.mutate(template_source(name).as_bytes());
         let Ok(Some(template)) = ChatTemplate::parse(None, Some(&source)) else { continue };
@@ -90,7 +90,7 @@ fn config_files() {
         "chat_template": [{"name": "default", "template": template_source("llama2")}]});
     let mut mutator = Mutator(13);
     let mut refused = 0;
-    for _ in 0..1500 {
+    for _ in 0..crate::soak(1500) as usize {
         let bytes = mutator.mutate(config.to_string().as_bytes());
         refused += usize::from(ChatTemplate::parse(Some(&bytes), None).is_err());
     }

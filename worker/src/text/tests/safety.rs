@@ -220,7 +220,7 @@ fn words() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(crate::soak(256)))]
 
     #[test]
     fn honest_prompts_equal_the_library(first in words(), second in words()) {
