@@ -157,6 +157,31 @@ async fn one_folder_one_port_and_keys() {
     complaint(&loquetier(&["keys", "revoke", "key-none"], &data));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_context_limit_is_kept() {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = tiny_base(scratch.path());
+    let flags = ["--max-context", "40"];
+    let server = Server::start_with(&base, &scratch.path().join("data"), &flags).await;
+    let body = |content: &str| {
+        json!({
+            "model": "tiny",
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 4000,
+            "ignore_eos": true,
+        })
+    };
+    let reply = server.post("/chat/completions", &body("Hi")).await;
+    assert_eq!(reply["usage"]["total_tokens"], 40);
+    assert_eq!(reply["choices"][0]["finish_reason"], "length");
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/chat/completions", server.root);
+    let long = client.post(url).json(&body(&"word ".repeat(100))).send().await.unwrap();
+    assert_eq!(long.status(), 400);
+    let error: Value = long.json().await.unwrap();
+    assert_eq!(error["error"]["code"], "context_length_exceeded");
+}
+
 #[test]
 fn what_cannot_be_served_is_one_clear_line() {
     let scratch = tempfile::tempdir().unwrap();

@@ -93,7 +93,7 @@ impl WorkerOptions {
         let kv_tokens = self.kv_tokens.unwrap_or(default_kv).max(BLOCK_SIZE);
         let blocks = kv_tokens / BLOCK_SIZE;
         let longest = self.max_context.unwrap_or(config.context).min(config.context);
-        let max_positions = longest.min(blocks * BLOCK_SIZE);
+        let context = longest.min(blocks * BLOCK_SIZE);
         let arena_rows = self.arena_rows.min(config.context);
         let usual = pages(config, USUAL_RANK);
         let job = pages(config, self.max_rank.min(USUAL_JOB_RANK));
@@ -111,7 +111,8 @@ impl WorkerOptions {
             train_pages: (self.max_jobs * job).max(largest),
             blocks,
             block_size: BLOCK_SIZE,
-            max_positions: max_positions.max(arena_rows),
+            context,
+            max_positions: context.max(arena_rows),
             sequences: self.max_sequences,
         }
     }

@@ -47,7 +47,7 @@ impl Worker {
         let text = text_of(&files)?;
         let fingerprint = files.fingerprint()?;
         let sizes = options.sizes(&config);
-        register(&storage, &options, &fingerprint, sizes.max_positions).await?;
+        register(&storage, &options, &fingerprint, sizes.longest_sequence()).await?;
         if options.sole {
             storage.db.jobs().release_all(&options.worker_id).await?;
         }

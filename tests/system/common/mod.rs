@@ -23,6 +23,11 @@ pub struct Server {
 impl Server {
     /// Starts a server and waits until it is ready.
     pub async fn start(base: &Path, data: &Path) -> Self {
+        Self::start_with(base, data, &[]).await
+    }
+
+    /// The same, with further flags.
+    pub async fn start_with(base: &Path, data: &Path, flags: &[&str]) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_loquetier"))
             .args(["serve", "--device", "cpu", "--served-model-name", "tiny"])
             .args(["--listen", "127.0.0.1:0", "--log", "info"])
@@ -30,6 +35,7 @@ impl Server {
             .arg(base)
             .arg("--data-dir")
             .arg(data)
+            .args(flags)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

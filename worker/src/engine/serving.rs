@@ -76,7 +76,7 @@ impl<D: Device> Engine<D> {
         if prompt == 0 {
             return fault(FaultKind::Invalid, "the prompt has no token".into(), None);
         }
-        let limit = self.longest();
+        let limit = self.model.sizes.longest_sequence();
         if prompt >= limit {
             let message = format!(
                 "This model's maximum context length is {limit} tokens. However, your prompt has \
@@ -112,12 +112,6 @@ impl<D: Device> Engine<D> {
         self.model.config.vocab
     }
 
-    /// Longest sequence: one that has all blocks to itself must be able to end.
-    fn longest(&self) -> usize {
-        let sizes = &self.model.sizes;
-        sizes.max_positions.min(sizes.blocks * sizes.block_size)
-    }
-
     /// Lets a request wait for its adapter; the first one asks for the weights.
     fn park(&mut self, key: String, admission: Admission) {
         let waiting = self.serving.parked.entry(key.clone()).or_default();
@@ -135,7 +129,7 @@ impl<D: Device> Engine<D> {
         } = admission;
         let shared = Arc::new(Shared { request: key, sampling, end_tokens, min_tokens });
         let limit = max_tokens.map_or(usize::MAX, |max| prompt.len().saturating_add(max as usize));
-        let max_len = limit.min(self.longest());
+        let max_len = limit.min(self.model.sizes.longest_sequence());
         let rank = slot
             .and_then(|slot| self.registry.get(slot))
             .map_or(0, |resident| resident.layout.shape().rank);

@@ -56,10 +56,20 @@ pub struct Sizes {
     pub blocks: usize,
     /// Rows of one KV block.
     pub block_size: usize,
-    /// Longest sequence: prompt and generated tokens.
+    /// Longest sequence that may be served: prompt and generated tokens.
+    pub context: usize,
+    /// Positions of the rotary tables: of sequences and of training examples.
     pub max_positions: usize,
     /// Sequences in one step.
     pub sequences: usize,
+}
+
+impl Sizes {
+    /// Longest sequence that can be served: one that has all KV blocks to itself must be able to
+    /// end. Training examples may be longer, they use no blocks.
+    pub fn longest_sequence(&self) -> usize {
+        self.context.min(self.blocks * self.block_size)
+    }
 }
 
 /// A base on a device with all buffers a step needs.
@@ -97,7 +107,7 @@ impl<D: Device> Model<D> {
         let arena = Arena::new(&device, &config, &sizes)?;
         let pool = AdapterPool::new(&device, &sizes)?;
         let train = TrainPool::new(&device, &sizes)?;
-        let history = sizes.sample_rows * sizes.max_positions;
+        let history = sizes.sample_rows * sizes.longest_sequence();
         let sampling =
             SampleBuffers::new(&device, sizes.sample_rows, history, sizes.sample_rows * MAX_BIAS)?;
         Ok(Self { device, config, sizes, base, pool, train, groups, step, kv, arena, sampling })

@@ -80,6 +80,7 @@ pub fn sizes() -> Sizes {
         train_pages: 48,
         blocks: 48,
         block_size: 4,
+        context: 64,
         max_positions: 64,
         sequences: 16,
     }
