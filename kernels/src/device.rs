@@ -30,6 +30,15 @@ pub trait Buffer {
     }
 }
 
+/// What [`Device::memory`] reports, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Not taken by anyone.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+}
+
 /// A device that runs the model. Implemented by [`crate::cpu::Cpu`], the readable specification.
 pub trait Device: Sized + Send + 'static {
     /// Activations and weights: compute precision (f32 or f64 on the CPU, bf16 on CUDA).
@@ -43,6 +52,9 @@ pub trait Device: Sized + Send + 'static {
     fn name(&self) -> String;
     /// Goes into `system_fingerprint`: changes when results may change (kernels, precision).
     fn numerics(&self) -> String;
+
+    /// Bytes free and in all, where the device says so: the basis of the memory plan.
+    fn memory(&self) -> Result<Option<Memory>>;
 
     // ---- memory: only at start ----
 
@@ -84,6 +96,13 @@ pub trait Device: Sized + Send + 'static {
     fn fill_act(&self, dst: Out<'_, Self::Act>, value: f32) -> Result<()>;
     /// As [`Device::fill_act`].
     fn fill_wide(&self, dst: Out<'_, Self::Wide>, value: f32) -> Result<()>;
+
+    /// Sets element `i` to `bound · (2u − 1)` with u in [0, 1) a hash of (seed, i), rounded to
+    /// compute precision: the same values on every device.
+    fn fill_uniform(&self, dst: Out<'_, Self::Act>, seed: u64, bound: f32) -> Result<()>;
+
+    /// Seconds since the device was opened at which everything enqueued so far will have ended.
+    fn mark(&self) -> Result<Ticket<f64>>;
 
     /// Runs `ops`, or replays the graph recorded under `key`. On the CPU it just runs them.
     fn replay(&self, key: u64, ops: &mut dyn FnMut(&Self) -> Result<()>) -> Result<()>;

@@ -14,7 +14,7 @@ pub use arguments::{
     AdamW, AdamWState, HeadShape, KvOut, LinearShape, LossArgs, PagedKv, QkNorm, Rope,
 };
 pub use cpu::Cpu;
-pub use device::{Buffer, Device};
+pub use device::{Buffer, Device, Memory};
 pub use tables::{GroupModule, Module, SmlmGroup};
 pub use ticket::Ticket;
 pub use view::{In, Out};

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::tables::{SampleArgs, SampleOut, SampleShape, SmlmGroup};
 use crate::{
-    AdamW, AdamWState, Device, Error, HeadShape, In, KvOut, LinearShape, LossArgs, Out, PagedKv,
-    QkNorm, ROW_TILE, Result, Rope, Ticket,
+    AdamW, AdamWState, Device, Error, HeadShape, In, KvOut, LinearShape, LossArgs, Memory, Out,
+    PagedKv, QkNorm, ROW_TILE, Result, Rope, Ticket,
 };
 
 type Read<'a, T> = In<'a, Vec<T>>;
@@ -55,6 +55,10 @@ macro_rules! device {
             }
             fn numerics(&self) -> String {
                 format!("cpu {} tile{ROW_TILE} {}", <$t as Float>::NAME, vector_units())
+            }
+
+            fn memory(&self) -> Result<Option<Memory>> {
+                Ok(None)
             }
 
             fn alloc_act(&self, len: usize) -> Result<Vec<$t>> {
@@ -126,6 +130,13 @@ macro_rules! device {
             }
             fn fill_wide(&self, dst: Write<'_, $t>, value: f32) -> Result<()> {
                 self.fill_act(dst, value)
+            }
+            fn fill_uniform(&self, dst: Write<'_, $t>, seed: u64, bound: f32) -> Result<()> {
+                rows::fill_uniform(dst.slice_mut(), seed, bound);
+                Ok(())
+            }
+            fn mark(&self) -> Result<Ticket<f64>> {
+                Ok(Ticket::ready(self.opened.elapsed().as_secs_f64()))
             }
             fn replay(&self, _key: u64, ops: &mut dyn FnMut(&Self) -> Result<()>) -> Result<()> {
                 ops(self)

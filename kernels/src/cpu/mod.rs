@@ -28,6 +28,7 @@ mod smlm_gradients;
 mod threads;
 
 use std::marker::PhantomData;
+use std::time::Instant;
 
 pub use float::Float;
 
@@ -37,6 +38,7 @@ use threads::Threads;
 /// A device whose memory is plain vectors and which has done everything when a call returns.
 pub struct Cpu<T> {
     threads: Threads,
+    opened: Instant,
     precision: PhantomData<fn() -> T>,
 }
 
@@ -44,7 +46,8 @@ impl<T: Float> Cpu<T> {
     /// Computes on `threads` threads, the calling one among them; 0: one per core. Errors when the
     /// system refuses threads.
     pub fn new(threads: usize) -> Result<Self> {
-        Ok(Self { threads: Threads::new(threads)?, precision: PhantomData })
+        let threads = Threads::new(threads)?;
+        Ok(Self { threads, opened: Instant::now(), precision: PhantomData })
     }
 }
 

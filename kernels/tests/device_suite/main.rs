@@ -40,6 +40,7 @@ macro_rules! suite {
             optimizer: matches_reference, not_finite_gradients_change_nothing;
             rope: matches_reference, cache_holds_turned_keys_and_values;
             rows: rows_are_copied, no_rows_are_no_fault, memory_moves, bf16_is_exact,
+                random_fill_is_a_function_of_the_seed, marks_follow_each_other,
                 replay_runs_each_time;
             sample: matches_reference, draws_follow_the_probabilities,
                 draws_are_a_function_of_seed_and_position, ties_go_to_the_lower_id,

@@ -3,7 +3,7 @@
 use half::bf16;
 use kernels::{In, Out};
 
-use crate::lab::{Lab, Rng, assert_bits};
+use crate::lab::{Lab, Rng, assert_bits, assert_close};
 
 pub fn rows_are_copied<D: Lab>(lab: &D) {
     let mut rng = Rng(9);
@@ -72,6 +72,29 @@ pub fn bf16_is_exact<D: Lab>(lab: &D) {
     let expected: Vec<f64> = bits.iter().map(|value| value.to_f64()).collect();
     let uploaded = lab.written(5, |y| lab.upload_act_bf16(y, &bits).unwrap());
     assert_bits("bf16", &uploaded, &expected);
+}
+
+/// Fixed values, so that a random base is the same on every device.
+pub fn random_fill_is_a_function_of_the_seed<D: Lab>(lab: &D) {
+    let fill = |len, seed| lab.written(len, |y| lab.fill_uniform(y, seed, 2.0).unwrap());
+    let values = fill(4000, 1 << 40 | 7);
+    assert_close("a prefix", &fill(3, 1 << 40 | 7), &values[..3], 0.0);
+    assert_close("known values", &values[..3], &[-0.050888, -0.243922, -1.392247], 4e-3);
+    assert!(fill(4000, 8).iter().zip(&values).filter(|(a, b)| a == b).count() < 100);
+    assert!(values.iter().all(|value| value.abs() <= 2.0));
+    let mean = values.iter().sum::<f64>() / 4000.0;
+    let square = values.iter().map(|value| value * value).sum::<f64>() / 4000.0;
+    assert!(mean.abs() < 0.1 && (square - 4.0 / 3.0).abs() < 0.1, "{mean} {square}");
+}
+
+pub fn marks_follow_each_other<D: Lab>(lab: &D) {
+    let mut x = lab.act(&vec![1.0; 100_000]);
+    let marks = [0.0f32, 1.0, 2.0].map(|value| {
+        lab.fill_act(Out::all(&mut x), value).unwrap();
+        lab.mark().unwrap()
+    });
+    let times = marks.map(|mark| mark.wait().unwrap());
+    assert!(times[0] > 0.0 && times.is_sorted(), "{times:?}");
 }
 
 pub fn replay_runs_each_time<D: Lab>(lab: &D) {
