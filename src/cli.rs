@@ -31,8 +31,25 @@ pub enum Command {
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Prepare the GPU kernels; needs no GPU.
+    #[command(subcommand)]
+    Kernels(KernelsCommand),
     /// Print the OpenAPI document.
     Openapi,
+}
+
+/// `loquetier kernels`.
+#[derive(Subcommand, Debug)]
+pub enum KernelsCommand {
+    /// Compile all kernels into the cache, which may then be carried to another machine.
+    Compile {
+        /// Architecture of the GPU, such as sm_80 or sm_90a; may be given more than once.
+        #[arg(long, required = true)]
+        arch: Vec<kernels::cuda::compile::Arch>,
+        /// The cache's folder; by default the one that `serve` reads.
+        #[arg(long, env = "LOQUETIER_KERNEL_CACHE")]
+        out: Option<PathBuf>,
+    },
 }
 
 /// `loquetier serve`.

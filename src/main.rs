@@ -8,9 +8,12 @@ mod keys;
 mod server;
 
 use clap::Parser;
-use cli::{Cli, Command};
+use cli::{Cli, Command, KernelsCommand};
+use kernels::cuda::compile::{self, Arch, Compiled};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -29,6 +32,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Openapi => print!("{}", gateway::openapi_json()),
         Command::Keys(command) => keys::run(command).await?,
+        Command::Kernels(KernelsCommand::Compile { arch, out }) => compile_kernels(&arch, out)?,
         Command::Serve(args) => {
             log_to_stderr(&cli.log, cli.log_json)?;
             server::serve(args).await?;
@@ -39,6 +43,20 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             log_to_stderr(quiet, cli.log_json)?;
             demo::run(args).await?;
         }
+    }
+    Ok(())
+}
+
+fn compile_kernels(archs: &[Arch], out: Option<PathBuf>) -> anyhow::Result<()> {
+    let folder = out.unwrap_or_else(compile::cache_folder);
+    for arch in archs {
+        let start = Instant::now();
+        let Compiled { compiled, cached } = compile::compile_all(arch, &folder)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let folder = folder.display();
+        println!(
+            "{arch}: {compiled} files compiled, {cached} in the cache, {seconds:.1} s, {folder}"
+        );
     }
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! Device operations of Loquetier: the [`Device`] trait and its implementations.
 //!
 //! This crate knows shapes, not models: no layer, no tokenizer, no file. [`cpu`] is the readable
-//! specification, generic over f32 and f64, that other devices are proven against.
+//! specification, generic over f32 and f64, that other devices are proven against; [`cuda`] is the
+//! fast one.
 
 mod arguments;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod tables;
 mod ticket;
@@ -14,6 +16,7 @@ pub use arguments::{
     AdamW, AdamWState, HeadShape, KvOut, LinearShape, LossArgs, PagedKv, QkNorm, Rope,
 };
 pub use cpu::Cpu;
+pub use cuda::Cuda;
 pub use device::{Buffer, Device, Memory};
 pub use tables::{GroupModule, Module, SmlmGroup};
 pub use ticket::Ticket;

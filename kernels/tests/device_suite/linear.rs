@@ -3,7 +3,10 @@
 use kernels::{Cpu, In, LinearShape};
 use proptest::prelude::*;
 
-use crate::lab::{Lab, Rng, assert_bits, assert_close, assert_gradient, cases, exact, inner};
+use crate::lab::{
+    Lab, Rng, assert_bits, assert_close, assert_gradient, assert_rows, assert_same, cases, exact,
+    inner, specification,
+};
 
 struct Case {
     shape: LinearShape,
@@ -91,9 +94,32 @@ pub fn rows_do_not_depend_on_each_other<D: Lab>(lab: &D) {
             for (first, rows) in [(0, 1), (5, 1), (36, 1), (3, 16), (1, 17), (20, 15)] {
                 let part = case.rows(first, rows);
                 let what = format!("{input}→{output}, rows {first}+{rows}");
-                assert_bits(&what, &forward(lab, &part), &y[first * output..][..rows * output]);
-                assert_bits(&what, &backward(lab, &part), &dx[first * input..][..rows * input]);
+                assert_same::<D>(
+                    &what,
+                    &forward(lab, &part),
+                    &y[first * output..][..rows * output],
+                );
+                assert_same::<D>(
+                    &what,
+                    &backward(lab, &part),
+                    &dx[first * input..][..rows * input],
+                );
             }
+        }
+    }
+}
+
+/// Layers of an 8B base, from one row to a prefill chunk.
+pub fn model_shapes<D: Lab>(lab: &D) {
+    let cpu = specification();
+    for (input, output) in [(4096, 6144), (14336, 4096)] {
+        for rows in [1, 7, 64, 130] {
+            let case = Case::new(rows, input, output, rows as u64);
+            let what = |name: &str| format!("{name} {rows}×{input}×{output}");
+            let (got, expected) = (forward(lab, &case), forward(&cpu, &case));
+            assert_rows(&what("y"), &got, &expected, output, D::ROW_TOLERANCE);
+            let (got, expected) = (backward(lab, &case), backward(&cpu, &case));
+            assert_rows(&what("dx"), &got, &expected, input, D::ROW_TOLERANCE);
         }
     }
 }

@@ -18,10 +18,11 @@ mod smlm_case;
 
 /// The suite on one device.
 macro_rules! device_suite {
-    ($name:ident, $device:expr, { $($family:ident: $($test:ident),+;)+ }) => {
+    ($name:ident, $device:expr, $mark:tt, { $($family:ident: $($test:ident),+;)+ }) => {
         mod $name {
             $(mod $family {
                 $(#[test]
+                #$mark
                 fn $test() {
                     crate::$family::$test(&$device);
                 })+
@@ -31,8 +32,8 @@ macro_rules! device_suite {
 }
 
 macro_rules! suite {
-    ($name:ident, $device:expr) => {
-        device_suite!($name, $device, {
+    ($name:ident, $device:expr, $mark:tt) => {
+        device_suite!($name, $device, $mark, {
             attention: matches_reference, packing_and_chunks_change_no_bit, paged_equals_training;
             linear: matches_reference, rows_do_not_depend_on_each_other;
             loss: matches_reference, chunks_change_no_bit, far_logits_are_finite;
@@ -53,5 +54,18 @@ macro_rules! suite {
     };
 }
 
-suite!(cpu_f32, kernels::Cpu::<f32>::new(2).unwrap());
-suite!(cpu_f64, kernels::Cpu::<f64>::new(2).unwrap());
+suite!(cpu_f32, kernels::Cpu::<f32>::new(2).unwrap(), [cfg(test)]);
+suite!(cpu_f64, kernels::Cpu::<f64>::new(2).unwrap(), [cfg(test)]);
+suite!(cuda, kernels::Cuda::open(0).unwrap(), [ignore = "needs a GPU"]);
+
+// Sizes that the specification takes seconds for: only to compare another device with it.
+device_suite!(cuda_shapes, kernels::Cuda::open(0).unwrap(), [ignore = "needs a GPU"], {
+    attention: model_shapes;
+    linear: model_shapes;
+    loss: model_shapes;
+    norm: model_shapes;
+    rope: model_shapes;
+    sample: model_shapes;
+    silu: model_shapes;
+    smlm: model_shapes;
+});

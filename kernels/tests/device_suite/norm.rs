@@ -3,7 +3,10 @@
 use kernels::{Cpu, Device, In, Out};
 use proptest::prelude::*;
 
-use crate::lab::{Lab, Rng, assert_bits, assert_close, assert_gradient, cases, exact, inner};
+use crate::lab::{
+    Lab, Rng, assert_bits, assert_close, assert_gradient, assert_rows, cases, exact, inner,
+    specification,
+};
 
 const EPS: f64 = 1e-5;
 
@@ -85,6 +88,22 @@ pub fn rows_do_not_depend_on_each_other<D: Lab>(lab: &D) {
     let y = forward(lab, &case.x, &case.weight);
     for (index, row) in case.x.chunks(width).enumerate() {
         assert_bits("row", &forward(lab, row, &case.weight), &y[index * width..][..width]);
+    }
+}
+
+/// Widths of real models.
+pub fn model_shapes<D: Lab>(lab: &D) {
+    let cpu = specification();
+    for width in [2048, 3584, 4096, 14_336] {
+        let case = Case::new(70, width, width as u64);
+        let (got, expected) = (add_forward(lab, &case), add_forward(&cpu, &case));
+        assert_rows("x", &got.1, &expected.1, width, D::ROW_TOLERANCE);
+        assert_rows("y of sum", &got.0, &expected.0, width, D::ROW_TOLERANCE);
+        let x = &case.x;
+        let (got, expected) = (forward(lab, x, &case.weight), forward(&cpu, x, &case.weight));
+        assert_rows("y", &got, &expected, width, D::ROW_TOLERANCE);
+        let (got, expected) = (backward(lab, &case, x), backward(&cpu, &case, x));
+        assert_rows("dx", &got, &expected, width, D::ROW_TOLERANCE);
     }
 }
 

@@ -79,12 +79,13 @@ pub fn matches_reference<D: Lab>(lab: &D) {
             let grads = rng.values(len);
             let settings = AdamW { step: step_number, max_grad_norm, ..SETTINGS };
             let norm = grads.iter().map(|g| g * g).sum::<f64>().sqrt();
-            assert_close("norm", &norm_of(lab, &grads), &[norm, 1.0], D::TOLERANCE);
+            assert_close("norm", &norm_of(lab, &grads), &[norm, 1.0], D::WIDE_TOLERANCE);
             state = step(lab, &state, &grads, settings);
             expected = reference(&expected, &grads, settings);
-            for (name, index) in [("params", 0), ("m", 1), ("v", 2), ("weights", 3)] {
-                assert_close(name, &state[index], &expected[index], D::TOLERANCE);
+            for (name, index) in [("params", 0), ("m", 1), ("v", 2)] {
+                assert_close(name, &state[index], &expected[index], D::WIDE_TOLERANCE);
             }
+            assert_close("weights", &state[3], &expected[3], D::TOLERANCE);
         }
     });
 }

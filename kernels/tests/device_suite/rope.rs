@@ -3,7 +3,10 @@
 use kernels::{Cpu, HeadShape, In, KvOut, Out, QkNorm, Rope};
 use proptest::prelude::*;
 
-use crate::lab::{Lab, Rng, assert_bits, assert_close, assert_gradient, cases, exact, inner};
+use crate::lab::{
+    Lab, Rng, assert_bits, assert_close, assert_gradient, assert_rows, cases, exact, inner,
+    specification,
+};
 
 const EPS: f64 = 1e-6;
 const MAX_POSITIONS: usize = 50;
@@ -146,6 +149,19 @@ pub fn cache_holds_turned_keys_and_values<D: Lab>(lab: &D) {
         });
         assert_bits("keys", &keys[cache_row * width..][..width], &expected[..width]);
         assert_bits("values", &values[cache_row * width..][..width], &expected[width..]);
+    }
+}
+
+/// Head shapes of real models.
+pub fn model_shapes<D: Lab>(lab: &D) {
+    let cpu = specification();
+    for (head_dim, with_norm) in [(64, false), (128, false), (128, true)] {
+        let heads = HeadShape { q_heads: 32, kv_heads: 8, head_dim };
+        let case = Case::new(33, heads, with_norm, 14);
+        let (got, expected) = (forward(lab, &case, &case.qkv), forward(&cpu, &case, &case.qkv));
+        assert_rows("qkv", &got, &expected, head_dim, D::ROW_TOLERANCE);
+        let (got, expected) = (backward(lab, &case), backward(&cpu, &case));
+        assert_rows("d_qkv", &got, &expected, head_dim, D::ROW_TOLERANCE);
     }
 }
 

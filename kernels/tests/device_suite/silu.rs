@@ -3,7 +3,10 @@
 use kernels::In;
 use proptest::prelude::*;
 
-use crate::lab::{Lab, Rng, assert_bits, assert_close, assert_gradient, cases, exact, inner};
+use crate::lab::{
+    Lab, Rng, assert_bits, assert_close, assert_gradient, assert_rows, cases, exact, inner,
+    specification,
+};
 
 fn forward<D: Lab>(lab: &D, gate_up: &[f64], ffn: usize) -> Vec<f64> {
     let input = lab.act(gate_up);
@@ -47,6 +50,17 @@ pub fn far_gates_do_not_overflow<D: Lab>(lab: &D) {
     assert_close("y", &forward(lab, &gate_up, 3), &[0.0, 3e4, 0.0], D::TOLERANCE);
     let d = backward(lab, &gate_up, &[1.0; 3], 3);
     assert_close("d", &d, &[0.0, 3.0, 0.0, 0.0, 1e4, 0.0], D::TOLERANCE);
+}
+
+/// The width of an 8B base.
+pub fn model_shapes<D: Lab>(lab: &D) {
+    let (mut rng, ffn, cpu) = (Rng(9), 14_336, specification());
+    let gate_up: Vec<f64> = rng.values(2 * 33 * ffn).iter().map(|x| x * 4.0).collect();
+    let dy = rng.values(33 * ffn);
+    let (got, expected) = (forward(lab, &gate_up, ffn), forward(&cpu, &gate_up, ffn));
+    assert_rows("y", &got, &expected, ffn, D::ROW_TOLERANCE);
+    let (got, expected) = (backward(lab, &gate_up, &dy, ffn), backward(&cpu, &gate_up, &dy, ffn));
+    assert_rows("d", &got, &expected, ffn, D::ROW_TOLERANCE);
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! Segmented multi-LoRA multiplication: values, gradients, and independence of neighbours.
 
-use kernels::Cpu;
+use kernels::{Cpu, Module};
 use proptest::prelude::*;
 
-use crate::lab::{Lab, Rng, assert_bits, assert_close, assert_gradient, cases, exact, inner};
+use crate::lab::{
+    Lab, Rng, assert_bits, assert_close, assert_gradient, assert_rows, cases, exact, inner,
+    specification,
+};
 use crate::smlm_case::{Case, GROUPS};
 
 const RANKS: [usize; 7] = [1, 2, 5, 8, 16, 17, 50];
@@ -113,6 +116,62 @@ pub fn everything_dropped_is_zero<D: Lab>(lab: &D) {
     let (dx, grads) = case.backward(lab, &case.x, &vec![0.0; case.pool.len()]);
     assert_bits("dx", &dx, &case.x);
     assert!(grads.iter().all(|grad| *grad == 0.0));
+}
+
+/// The four groups of an 8B base: decode over many adapters, mixed ranks, long examples.
+pub fn model_shapes<D: Lab>(lab: &D) {
+    use Module::{Down, Gate, K, O, Q, Up, V};
+    let groups: [(&[(Module, usize)], usize); 4] = [
+        (&[(Q, 4096), (K, 1024), (V, 1024)], 4096),
+        (&[(O, 4096)], 4096),
+        (&[(Gate, 14_336), (Up, 14_336)], 4096),
+        (&[(Down, 4096)], 14_336),
+    ];
+    let decode: Vec<_> =
+        (0..300usize).map(|index| (1 + index % 3, (index % 9).checked_sub(1))).collect();
+    let long = [(200, Some(0)), (65, Some(3)), (1, Some(1)), (130, Some(0)), (30, Some(2))];
+    let ranks = [16, 16, 64, 8, 1, 17, 256, 32].map(|rank| (rank, true));
+    for (index, (modules, input)) in groups.into_iter().enumerate() {
+        for (layer, segments, dropout) in
+            [(0, &decode[..], 0.0), (0, &long[..], 0.0), (1, &long[..2], 0.1)]
+        {
+            let seed = index as u64;
+            let mut case =
+                Case::sized(modules, (layer, input), &ranks, segments, dropout, 64 + seed);
+            // The size of real adapters' parts beside that of y.
+            case.pool.iter_mut().for_each(|weight| *weight /= 32.0);
+            let what = |name: &str| format!("{name} of group {index}, {} segments", segments.len());
+            check_rows(lab, &case, what);
+        }
+    }
+}
+
+fn check_rows<D: Lab>(lab: &D, case: &Case, what: impl Fn(&str) -> String) {
+    let cpu = specification();
+    let (got, expected) = (case.forward(lab).0, case.forward(&cpu).0);
+    assert_rows(&what("y"), &got, &expected, case.width, D::ROW_TOLERANCE);
+    let nothing = vec![0.0; case.pool.len()];
+    let dx = vec![0.0; case.x.len()];
+    let (got, expected) = (case.backward(lab, &dx, &nothing), case.backward(&cpu, &dx, &nothing));
+    let rows_of = |values: &[f64]| -> Vec<f64> {
+        // Rows without an adapter stay zero: nothing to compare.
+        let live = case.segments.iter().filter(|segment| segment.adapter.is_some());
+        live.flat_map(|s| values[s.row * case.input..(s.row + s.rows) * case.input].to_vec())
+            .collect()
+    };
+    let (got_dx, expected_dx) = (rows_of(&got.0), rows_of(&expected.0));
+    assert_rows(&what("dx"), &got_dx, &expected_dx, case.input, D::ROW_TOLERANCE);
+    for adapter in 0..case.adapters.len() {
+        for module in 0..case.modules.len() {
+            let Some((a, b)) = case.weights(adapter, module) else { continue };
+            for (name, range) in [("dA", a), ("dB", b)] {
+                let (got, expected) = (&got.1[range.clone()], &expected.1[range.clone()]);
+                if expected.iter().any(|gradient| *gradient != 0.0) {
+                    assert_rows(&what(name), got, expected, range.len(), D::ROW_TOLERANCE);
+                }
+            }
+        }
+    }
 }
 
 #[test]

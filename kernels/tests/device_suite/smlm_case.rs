@@ -71,11 +71,24 @@ impl Case {
     ) -> Self {
         let mut rng = Rng(seed);
         let (layer, input) = (rng.below(3), 1 + rng.below(60));
+        let modules: Vec<_> = modules.iter().map(|module| (*module, 1 + rng.below(60))).collect();
+        Self::sized(&modules, (layer, input), adapters, segments, dropout, rng.next())
+    }
+
+    /// The same with given widths.
+    pub fn sized(
+        modules: &[(Module, usize)],
+        (layer, input): (usize, usize),
+        adapters: &[(usize, bool)],
+        segments: &[(usize, Option<usize>)],
+        dropout: f32,
+        seed: u64,
+    ) -> Self {
+        let mut rng = Rng(seed);
         let mut width = 0;
-        let place = |module: &Module| {
-            let columns = 1 + rng.below(60);
+        let place = |(module, columns): &(Module, usize)| {
             width += columns;
-            GroupModule { module: *module, column: width - columns, width: columns }
+            GroupModule { module: *module, column: width - columns, width: *columns }
         };
         let modules: Vec<GroupModule> = modules.iter().map(place).collect();
         let mut case = Self {

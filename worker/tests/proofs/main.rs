@@ -15,3 +15,4 @@ mod isolation;
 mod lora_golden;
 mod model_golden;
 mod registry;
+mod whole_model;
