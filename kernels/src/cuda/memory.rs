@@ -31,8 +31,12 @@ impl<T> Buf<T> {
             _ => device_fault(error),
         })?;
         let buffer = Self { address, len, context: context.clone(), element: PhantomData };
+        // Filling device memory does not wait, and other streams do not wait for it.
+        let stream = result::stream::null();
         // SAFETY: the block was just taken and is `bytes` long.
-        unsafe { result::memset_d8_sync(address, 0, bytes) }.map_err(device_fault)?;
+        unsafe { result::memset_d8_async(address, 0, bytes, stream) }.map_err(device_fault)?;
+        // SAFETY: the default stream always exists.
+        unsafe { result::stream::synchronize(stream) }.map_err(device_fault)?;
         Ok(buffer)
     }
 }

@@ -66,8 +66,12 @@ fn forward<D: Lab>(lab: &D, case: &Case) -> (Vec<f64>, Vec<f64>) {
 }
 
 fn backward<D: Lab>(lab: &D, case: &Case) -> Vec<f64> {
-    let (o, lse) = forward(lab, case);
-    let (qkv, d_o, o, lse) = (lab.act(&case.qkv), lab.act(&case.d_o), lab.act(&o), lab.wide(&lse));
+    backward_from(lab, case, &forward(lab, case))
+}
+
+/// From outputs of forward as some device has rounded them.
+fn backward_from<D: Lab>(lab: &D, case: &Case, (o, lse): &(Vec<f64>, Vec<f64>)) -> Vec<f64> {
+    let (qkv, d_o, o, lse) = (lab.act(&case.qkv), lab.act(&case.d_o), lab.act(o), lab.wide(lse));
     let examples = lab.ints(&case.examples);
     lab.written(case.qkv.len(), |d_qkv| {
         lab.attention_train_backward(
@@ -127,8 +131,8 @@ pub fn matches_reference<D: Lab>(lab: &D) {
         let got = forward(lab, &case);
         assert_close("o", &got.0, &o, D::TOLERANCE);
         assert_close("lse", &got.1, &lse, D::WIDE_TOLERANCE);
-        let expected = backward(&exact(), &case);
-        assert_close("d_qkv", &backward(lab, &case), &expected, D::TOLERANCE);
+        let expected = backward_from(&exact(), &case, &got);
+        assert_close("d_qkv", &backward_from(lab, &case, &got), &expected, D::TOLERANCE);
     });
 }
 
@@ -237,7 +241,7 @@ pub fn paged_equals_training<D: Lab>(lab: &D) {
         assert_same::<D>("b", &o[q..][..rows_b * q], &whole_b[position_b * q..][..rows_b * q]);
         assert!(o[..q].iter().chain(&o[(row_a - 1) * q..row_a * q]).all(|o| o.is_nan()));
     }
-    let untouched = paged(lab, heads, (&[0.5; 600][..2 * width.min(300)], 2), &[], SMALL_BLOCKS);
+    let untouched = paged(lab, heads, (&vec![0.5; 2 * width], 2), &[], SMALL_BLOCKS);
     assert!(untouched.iter().all(|o| o.is_nan()), "an empty table touches nothing");
 }
 
@@ -254,7 +258,8 @@ pub fn model_shapes<D: Lab>(lab: &D) {
         let chunk = forward_rows(lab, &case, 130, 201);
         let part = &expected.0[130 * heads.q_width()..][..201 * heads.q_width()];
         assert_rows(&what("o of a chunk"), &chunk.0, part, head_dim, D::ROW_TOLERANCE);
-        let (got, expected) = (backward(lab, &case), backward(&cpu, &case));
+        let expected = backward_from(&cpu, &case, &got);
+        let got = backward_from(lab, &case, &got);
         // The first key of an example gathers from all its rows, a lone row passes nothing to its
         // query and key: heads are compared where there is a gradient.
         assert_heads(&what("d_qkv"), &got, &expected, head_dim, D::ROW_TOLERANCE);
@@ -271,10 +276,13 @@ fn assert_heads(what: &str, got: &[f64], expected: &[f64], width: usize, toleran
         let off: Vec<f64> = got.iter().zip(expected).map(|(got, e)| got - e).collect();
         norm(&off) / norm(expected).max(0.1 * usual)
     };
-    let errors = got.chunks(width).zip(expected.chunks(width)).map(far);
-    let worst = errors.fold(0.0, |worst, error| if error <= worst { worst } else { error });
-    println!("{what}: largest error {worst:.2e}");
-    assert!(worst <= tolerance, "{what}: error {worst:e}");
+    let mut worst = (0.0, 0);
+    for (head, error) in got.chunks(width).zip(expected.chunks(width)).map(far).enumerate() {
+        // NaN must not pass.
+        worst = if error <= worst.0 { worst } else { (error, head) };
+    }
+    println!("{what}: largest error {:.2e} in part {}", worst.0, worst.1);
+    assert!(worst.0 <= tolerance, "{what}: error {:e} in part {}", worst.0, worst.1);
 }
 
 /// Ninety sequences of one row each, over up to 700 keys, and two in chunks.

@@ -51,7 +51,11 @@ pub fn micro_batch_beside<D: Device>(
                 model.backward_layer(layer, cursor.extent()).unwrap();
                 cursor.layer_enqueued();
             }
-            Slice::Settle => return cursor.settle().unwrap().unwrap(),
+            Slice::Settle => {
+                if let Some(results) = cursor.settle().unwrap() {
+                    return results;
+                }
+            }
         }
     }
 }
