@@ -1,6 +1,7 @@
 //! The command line. Every flag has an environment twin, `LOQUETIER_…`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kernels::Memory;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -110,28 +111,40 @@ pub struct TuningArgs {
     /// Threads of the CPU device; 0: one per core.
     #[arg(long, env = "LOQUETIER_THREADS", default_value_t = 0)]
     pub threads: usize,
-    /// Rows of one step, all kinds together.
-    #[arg(long, env = "LOQUETIER_STEP_ROWS", default_value_t = 256,
+    /// Rows of one step, all kinds together; 256 on the CPU, 2048 on a GPU.
+    #[arg(long, env = "LOQUETIER_STEP_ROWS",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65536))]
-    pub step_rows: usize,
-    /// Sequences that run at once; more wait.
-    #[arg(long, env = "LOQUETIER_MAX_SEQUENCES", default_value_t = 64,
+    pub step_rows: Option<usize>,
+    /// Sequences that run at once, more wait; 64 on the CPU, 256 on a GPU.
+    #[arg(long, env = "LOQUETIER_MAX_SEQUENCES",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
-    pub max_sequences: usize,
+    pub max_sequences: Option<usize>,
     /// Longest sequence in tokens; the base's context by default.
     #[arg(long, env = "LOQUETIER_MAX_CONTEXT")]
     pub max_context: Option<usize>,
-    /// Tokens of key/value cache.
+    /// Most tokens of key/value cache; what is left of a GPU's memory by default.
     #[arg(long, env = "LOQUETIER_KV_TOKENS")]
     pub kv_tokens: Option<usize>,
-    /// Longest training example and largest micro-batch, in rows.
-    #[arg(long, env = "LOQUETIER_ARENA_ROWS", default_value_t = 2048,
+    /// Longest training example and largest micro-batch, in rows; 2048 on the CPU, 8192 on a GPU.
+    #[arg(long, env = "LOQUETIER_ARENA_ROWS",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(16..=131072))]
-    pub arena_rows: usize,
-    /// Rows a micro-batch aims at.
-    #[arg(long, env = "LOQUETIER_MICRO_ROWS", default_value_t = 512,
+    pub arena_rows: Option<usize>,
+    /// Rows a micro-batch aims at; 512 on the CPU, 8192 on a GPU.
+    #[arg(long, env = "LOQUETIER_MICRO_ROWS",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=131072))]
-    pub micro_rows: usize,
+    pub micro_rows: Option<usize>,
+    /// Labelled rows of one loss slice; 128 on the CPU, 1024 on a GPU.
+    #[arg(long, env = "LOQUETIER_LOSS_ROWS",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    pub loss_rows: Option<usize>,
+    /// Largest rank of an adapter.
+    #[arg(long, env = "LOQUETIER_MAX_RANK", default_value_t = 256,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=256))]
+    pub max_rank: usize,
+    /// Percentage of a GPU's free memory that may be taken.
+    #[arg(long, env = "LOQUETIER_MEMORY_PERCENT", default_value_t = 92,
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub memory_percent: u8,
     /// Adapters on the device beside those of jobs.
     #[arg(long, env = "LOQUETIER_RESIDENT_ADAPTERS", default_value_t = 32,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65536))]
@@ -151,22 +164,26 @@ pub struct TuningArgs {
 }
 
 impl TuningArgs {
-    /// The worker's options for a base of that name.
-    pub fn options(&self, base_name: &str) -> WorkerOptions {
+    /// The worker's options for a base of that name, on a device that has `memory`.
+    pub fn options(&self, base_name: &str, memory: Option<Memory>) -> WorkerOptions {
+        let suited = WorkerOptions::suited(memory);
         WorkerOptions {
             base_name: base_name.to_owned(),
-            step_rows: self.step_rows,
-            max_sequences: self.max_sequences,
+            step_rows: self.step_rows.unwrap_or(suited.step_rows),
+            max_sequences: self.max_sequences.unwrap_or(suited.max_sequences),
             max_context: self.max_context,
             kv_tokens: self.kv_tokens,
-            arena_rows: self.arena_rows,
-            micro_rows: self.micro_rows,
+            arena_rows: self.arena_rows.unwrap_or(suited.arena_rows),
+            micro_rows: self.micro_rows.unwrap_or(suited.micro_rows),
+            loss_rows: self.loss_rows.unwrap_or(suited.loss_rows),
+            max_rank: self.max_rank,
+            memory_fraction: f64::from(self.memory_percent) / 100.0,
             resident_adapters: self.resident_adapters,
             max_jobs: self.max_jobs,
             tpot: Duration::from_millis(self.slo_tpot_ms),
             lease: Duration::from_secs(self.lease_secs),
             sole: true,
-            ..WorkerOptions::default()
+            ..suited
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::cli::{DeviceKind, ServeArgs};
 use crate::embedded;
 use anyhow::{Context, bail};
 use gateway::{Gateway, GatewayConfig};
+use kernels::Device;
 use kernels::cpu::Cpu;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -41,7 +42,7 @@ impl Server {
         let device = match args.device {
             DeviceKind::Auto | DeviceKind::Cpu => Cpu::<f32>::new(args.tuning.threads)?,
         };
-        let options = args.tuning.options(&base_name);
+        let options = args.tuning.options(&base_name, device.memory()?);
         let worker = Worker::start(device, files, options, storage.clone()).await?;
         let check = BaseCheck {
             base: base_name.clone(),
@@ -76,6 +77,7 @@ impl Server {
 /// `loquetier serve`: until a signal, or a fault of the device.
 pub async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let mut server = Server::start(&args).await?;
+    println!("device memory:\n{}", server.worker.memory_plan());
     tracing::info!(
         "serving '{}' at http://{}/v1, data in {}",
         server.base_name,

@@ -1,24 +1,15 @@
-//! What an operator may set about a worker, and the memory sizes that follow from it.
+//! What an operator may set about a worker. The memory sizes that follow are in [`crate::plan`].
 
-use crate::adapters::{AdapterLayout, AdapterShape};
-use crate::base::BaseConfig;
 use crate::engine::Options as EngineOptions;
-use crate::model::Sizes;
-use kernels::Module;
+use kernels::Memory;
 use std::time::Duration;
 
-/// Rank that default pool sizes are reckoned with.
-const USUAL_RANK: usize = 16;
-/// Rank that a job is reckoned with, so that all jobs at once fit the training pool.
-const USUAL_JOB_RANK: usize = 64;
-/// Key/value memory taken by default, in elements per layer pair; about 1 GiB of f32 in all.
-const KV_ELEMENTS: usize = 1 << 28;
-/// Labelled rows of one loss slice: short enough that a decode is not kept waiting.
+/// Labelled rows of one loss slice on the CPU: short enough that a decode is not kept waiting.
 const LOSS_ROWS: usize = 128;
-/// Rows of a KV block.
-const BLOCK_SIZE: usize = 16;
+/// Rows of logits at once on the CPU, where a product gains nothing from more.
+const LOSS_CHUNK_ROWS: usize = 16;
 
-/// See the module. Every bound has a default that suits the CPU device.
+/// See the module. Defaults suit the CPU; [`WorkerOptions::suited`] knows other devices.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
     /// Stable name, also its inbox address.
@@ -33,12 +24,19 @@ pub struct WorkerOptions {
     pub max_queue: usize,
     /// Longest sequence; none: the base's context, as far as KV memory holds it.
     pub max_context: Option<usize>,
-    /// Tokens of KV cache; none: about 1 GiB, at most 32 768 tokens.
+    /// Most tokens of KV cache; none: what is left of the device's memory, or on the CPU about
+    /// 1 GiB, at most 32 768 tokens.
     pub kv_tokens: Option<usize>,
     /// Rows of the training arena: longest example and largest micro-batch.
     pub arena_rows: usize,
     /// Rows that a micro-batch aims at: smaller means shorter backward slices.
     pub micro_rows: usize,
+    /// Labelled rows of one loss slice: bounds how long a decode may wait for it.
+    pub loss_rows: usize,
+    /// Rows of logits that a loss slice holds at once.
+    pub loss_chunk_rows: usize,
+    /// Share of the device's free memory that may be taken, where the device says how much is free.
+    pub memory_fraction: f64,
     /// Adapters on the device beside those of jobs.
     pub resident_adapters: usize,
     /// Jobs that train at once.
@@ -72,6 +70,9 @@ impl Default for WorkerOptions {
             kv_tokens: None,
             arena_rows: 2048,
             micro_rows: 512,
+            loss_rows: LOSS_ROWS,
+            loss_chunk_rows: LOSS_CHUNK_ROWS,
+            memory_fraction: 0.92,
             resident_adapters: 32,
             max_jobs: 4,
             max_rank: 256,
@@ -86,34 +87,20 @@ impl Default for WorkerOptions {
 }
 
 impl WorkerOptions {
-    /// Memory of a base of these shapes.
-    pub fn sizes(&self, config: &BaseConfig) -> Sizes {
-        let per_token = 2 * config.layers * config.heads.kv_width();
-        let default_kv = (KV_ELEMENTS / per_token).clamp(BLOCK_SIZE, 32_768);
-        let kv_tokens = self.kv_tokens.unwrap_or(default_kv).max(BLOCK_SIZE);
-        let blocks = kv_tokens / BLOCK_SIZE;
-        let longest = self.max_context.unwrap_or(config.context).min(config.context);
-        let context = longest.min(blocks * BLOCK_SIZE);
-        let arena_rows = self.arena_rows.min(config.context);
-        let usual = pages(config, USUAL_RANK);
-        let job = pages(config, self.max_rank.min(USUAL_JOB_RANK));
-        let largest = pages(config, self.max_rank);
-        Sizes {
-            step_rows: self.step_rows,
-            sample_rows: self.max_sequences,
-            arena_rows,
-            arena_rank_rows: arena_rows * self.max_rank,
-            loss_rows: LOSS_ROWS,
-            max_rank: self.max_rank,
-            slots: self.resident_adapters + 3 * self.max_jobs,
-            // A job takes three runs: one that trains and two that are published in turn.
-            pool_pages: (self.resident_adapters * usual + 3 * self.max_jobs * job).max(3 * largest),
-            train_pages: (self.max_jobs * job).max(largest),
-            blocks,
-            block_size: BLOCK_SIZE,
-            context,
-            max_positions: context.max(arena_rows),
-            sequences: self.max_sequences,
+    /// Defaults for a device with `memory`: one that reports it is wide, and wants many rows at
+    /// once to be busy.
+    pub fn suited(memory: Option<Memory>) -> Self {
+        if memory.is_none() {
+            return Self::default();
+        }
+        Self {
+            step_rows: 2048,
+            max_sequences: 256,
+            arena_rows: 8192,
+            micro_rows: 8192,
+            loss_rows: 1024,
+            loss_chunk_rows: 1024,
+            ..Self::default()
         }
     }
 
@@ -128,10 +115,4 @@ impl WorkerOptions {
             poison: self.poison,
         }
     }
-}
-
-/// Pages of an adapter of `rank` on all modules.
-fn pages(config: &BaseConfig, rank: usize) -> usize {
-    let shape = AdapterShape { rank, alpha: 1.0, use_rslora: false, targets: Module::ALL.to_vec() };
-    AdapterLayout::new(&config.dims(), &shape).pages()
 }

@@ -8,6 +8,7 @@ use crate::intake::{Bounds, Shared, adapters::Adapters, jobs, lock, presence, re
 use crate::model::Model;
 use crate::options::WorkerOptions;
 use crate::outlet;
+use crate::plan::MemoryPlan;
 use crate::text::{ChatTemplate, Text, Tokenizer};
 use anyhow::{Context, bail};
 use kernels::Device;
@@ -29,6 +30,7 @@ const DRAIN_WAIT: Duration = Duration::from_secs(20);
 
 /// A running worker.
 pub struct Worker {
+    plan: MemoryPlan,
     shared: Arc<Shared>,
     engine: JoinHandle<()>,
     outlet: tokio::task::JoinHandle<Option<String>>,
@@ -46,7 +48,9 @@ impl Worker {
         let config = files.config().clone();
         let text = text_of(&files)?;
         let fingerprint = files.fingerprint()?;
-        let sizes = options.sizes(&config);
+        let plan = options.plan::<D>(&config, device.memory()?)?;
+        tracing::info!("memory of {}:\n{plan}", device.name());
+        let sizes = plan.sizes.clone();
         register(&storage, &options, &fingerprint, sizes.longest_sequence()).await?;
         if options.sole {
             storage.db.jobs().release_all(&options.worker_id).await?;
@@ -100,7 +104,12 @@ impl Worker {
         tokio::spawn(requests::run(shared.clone(), inbox));
         tokio::spawn(presence::run(shared.clone()));
         tokio::spawn(jobs::run(shared.clone()));
-        Ok(Self { shared, engine, outlet })
+        Ok(Self { plan, shared, engine, outlet })
+    }
+
+    /// Where its device memory went.
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        &self.plan
     }
 
     /// Fingerprint of the base's weights and tokenizer.

@@ -62,12 +62,15 @@ macro_rules! device {
             }
 
             fn alloc_act(&self, len: usize) -> Result<Vec<$t>> {
+                self.count(0, len);
                 zeroed(<$t as Float>::ZERO, len)
             }
             fn alloc_wide(&self, len: usize) -> Result<Vec<$t>> {
+                self.count(1, len);
                 zeroed(<$t as Float>::ZERO, len)
             }
             fn alloc_int(&self, len: usize) -> Result<Vec<i32>> {
+                self.count(2, len);
                 zeroed(0, len)
             }
 

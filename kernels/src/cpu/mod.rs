@@ -28,6 +28,7 @@ mod smlm_gradients;
 mod threads;
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 pub use float::Float;
@@ -39,6 +40,7 @@ use threads::Threads;
 pub struct Cpu<T> {
     threads: Threads,
     opened: Instant,
+    taken: [AtomicUsize; 3],
     precision: PhantomData<fn() -> T>,
 }
 
@@ -47,7 +49,18 @@ impl<T: Float> Cpu<T> {
     /// system refuses threads.
     pub fn new(threads: usize) -> Result<Self> {
         let threads = Threads::new(threads)?;
-        Ok(Self { threads, opened: Instant::now(), precision: PhantomData })
+        let (opened, taken) = (Instant::now(), Default::default());
+        Ok(Self { threads, opened, taken, precision: PhantomData })
+    }
+
+    fn count(&self, kind: usize, len: usize) {
+        self.taken[kind].fetch_add(len, Relaxed);
+    }
+
+    /// Activations, wide values and integers that were ever allocated, in elements: what a memory
+    /// plan is held against.
+    pub fn taken(&self) -> [usize; 3] {
+        self.taken.each_ref().map(|count| count.load(Relaxed))
     }
 }
 

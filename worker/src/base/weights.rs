@@ -2,9 +2,11 @@
 
 use kernels::{Buffer, Device, Module, Out};
 
+use super::config::BaseConfig;
 use super::error::BaseError;
 use super::files::{BaseFiles, Elements};
 use super::tensors::{EMBED, FINAL_NORM, LM_HEAD, LayerTensor};
+use crate::footprint::Footprint;
 
 /// One decoder layer. Matrices are `(out, in)` row-major.
 pub struct LayerWeights<D: Device> {
@@ -67,6 +69,22 @@ impl<D: Device> BaseWeights<D> {
             rope_cos,
             rope_sin,
         })
+    }
+
+    /// What [`BaseWeights::load`] takes of the device.
+    pub fn footprint(config: &BaseConfig, max_positions: usize) -> Footprint {
+        let heads = config.heads;
+        let tables = if config.tied_embeddings { 1 } else { 2 };
+        let mut layer = config.hidden * (heads.qkv_width() + heads.q_width() + 3 * config.ffn + 2);
+        if config.qkv_bias {
+            layer += heads.qkv_width();
+        }
+        if config.qk_norm {
+            layer += 2 * heads.head_dim;
+        }
+        let outer = config.hidden * (tables * config.vocab + 1);
+        Footprint::act(outer + layer * config.layers)
+            + Footprint::wide(2 * (heads.head_dim / 2) * max_positions)
     }
 
     /// The output head `(V, H)`, be it the embedding.

@@ -44,7 +44,7 @@ fn push(rows: &mut SampleRows, sequence: &Sequence) {
     int[SampleRow::TOP_K] = sampling.top_k as i32;
     int[SampleRow::HISTORY] = (rows.history.len() / 2) as i32;
     int[SampleRow::BIAS] = rows.bias.len() as i32;
-    if penalised(sequence) {
+    if sequence.penalised() {
         push_history(rows, sequence);
     }
     for &(id, bias) in &sampling.logit_bias {
@@ -61,13 +61,6 @@ fn push(rows: &mut SampleRows, sequence: &Sequence) {
     int[SampleRow::BIAS_LEN] = rows.bias.len() as i32 - int[SampleRow::BIAS];
     rows.int.extend_from_slice(&int);
     rows.top = rows.top.max(usize::from(sampling.logprobs.unwrap_or(0)));
-}
-
-fn penalised(sequence: &Sequence) -> bool {
-    let sampling = &sequence.shared.sampling;
-    sampling.presence_penalty != 0.0
-        || sampling.frequency_penalty != 0.0
-        || sampling.repetition_penalty != 1.0
 }
 
 fn push_history(rows: &mut SampleRows, sequence: &Sequence) {

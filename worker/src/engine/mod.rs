@@ -128,6 +128,7 @@ impl<D: Device> Engine<D> {
             rows: self.model.sizes.step_rows,
             sample_rows: self.model.sizes.sample_rows,
             sequences: self.model.sizes.sequences,
+            history: self.model.sizes.history,
         };
         let plan = self.scheduler.plan(&mut self.blocks, limits);
         self.begin_micro()?;

@@ -18,6 +18,8 @@ pub struct StepLimits {
     pub sample_rows: usize,
     /// Sequences at once.
     pub sequences: usize,
+    /// Pairs of token and count that running sequences may come to need for penalties.
+    pub history: usize,
 }
 
 /// Rows of one sequence in a step.
@@ -89,15 +91,22 @@ impl Scheduler {
         let mut plan = Plan { left: limits, ..Plan::default() };
         self.plan_running(pool, &mut plan, true);
         self.plan_running(pool, &mut plan, false);
+        let running = self.running.iter().filter_map(|id| self.sequences.get(id));
+        let mut history: usize = running.map(Sequence::history_bound).sum();
         while plan.left.rows > 0 && self.running.len() < limits.sequences {
             let Some(&id) = self.waiting.front() else { break };
             let Some(sequence) = self.sequences.get_mut(&id) else { break };
             // Enough for the whole prompt and a first token, so that admission does not lead
             // straight to a displacement.
             let rows = (sequence.tokens.len() + 1).min(sequence.max_len);
-            if pool.needed(rows) > pool.free() || !plan.place(id, sequence, pool) {
+            let pairs = sequence.history_bound();
+            if pool.needed(rows) > pool.free()
+                || history + pairs > limits.history
+                || !plan.place(id, sequence, pool)
+            {
                 break;
             }
+            history += pairs;
             self.waiting.pop_front();
             self.running.push(id);
         }

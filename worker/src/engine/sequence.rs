@@ -65,6 +65,19 @@ impl Sequence {
         self.tokens.len() - self.prompt_len
     }
 
+    /// Whether drawing looks at the tokens so far.
+    pub fn penalised(&self) -> bool {
+        let sampling = &self.shared.sampling;
+        sampling.presence_penalty != 0.0
+            || sampling.frequency_penalty != 0.0
+            || sampling.repetition_penalty != 1.0
+    }
+
+    /// Most pairs of token and count that drawing may come to need.
+    pub fn history_bound(&self) -> usize {
+        if self.penalised() { self.max_len } else { 0 }
+    }
+
     /// Tokens that still have to go through the model before the next can be drawn.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.cached

@@ -4,6 +4,7 @@
 use super::buffers::rows_mut;
 use super::{Groups, Sizes};
 use crate::base::BaseConfig;
+use crate::footprint::Footprint;
 use kernels::tables::SegmentRow;
 use kernels::{Device, Out, Result};
 
@@ -83,9 +84,6 @@ pub struct Arena<D: Device> {
     pub scratch: Scratch<D>,
 }
 
-/// Rows of logits that the loss materialises at once.
-const LOSS_CHUNK_ROWS: usize = 16;
-
 impl<D: Device> Arena<D> {
     pub(super) fn new(device: &D, config: &BaseConfig, sizes: &Sizes) -> Result<Self> {
         let m = sizes.arena_rows;
@@ -106,6 +104,16 @@ impl<D: Device> Arena<D> {
             },
             scratch: Scratch::new(device, config, sizes)?,
         })
+    }
+
+    /// What [`Arena::new`] takes.
+    pub(super) fn footprint(config: &BaseConfig, sizes: &Sizes) -> Footprint {
+        let m = sizes.arena_rows;
+        let tables = Footprint::int((4 + SegmentRow::WIDTH) * m) + Footprint::wide(m);
+        LayerArena::<D>::footprint(config, sizes) * config.layers
+            + Footprint::act(m * config.hidden)
+            + tables
+            + Scratch::<D>::footprint(config, sizes)
     }
 
     pub(super) fn poison(&mut self, device: &D) -> Result<()> {
@@ -148,6 +156,18 @@ impl<D: Device> LayerArena<D> {
     }
 }
 
+impl<D: Device> LayerArena<D> {
+    fn footprint(config: &BaseConfig, sizes: &Sizes) -> Footprint {
+        let heads = config.heads;
+        let qkv = heads.qkv_width() * if config.qk_norm { 2 } else { 1 };
+        let row = 2 * config.hidden + qkv + heads.q_width() + 2 * config.ffn;
+        let modules: usize =
+            Groups::new(config).all().map(|group| group.modules.len()).iter().sum();
+        Footprint::act(row * sizes.arena_rows + modules * sizes.arena_rank_rows)
+            + Footprint::wide(sizes.arena_rows * heads.q_heads)
+    }
+}
+
 impl<D: Device> Scratch<D> {
     fn new(device: &D, config: &BaseConfig, sizes: &Sizes) -> Result<Self> {
         let (m, hidden) = (sizes.arena_rows, config.hidden);
@@ -163,10 +183,18 @@ impl<D: Device> Scratch<D> {
             act: act(m * config.ffn)?,
             d_act: act(m * config.ffn)?,
             loss: [loss()?, loss()?, loss()?, loss()?],
-            logits: act(LOSS_CHUNK_ROWS * config.vocab)?,
+            logits: act(sizes.loss_chunk_rows * config.vocab)?,
             losses: device.alloc_wide(sizes.loss_rows)?,
             correct: device.alloc_int(sizes.loss_rows)?,
         })
+    }
+
+    fn footprint(config: &BaseConfig, sizes: &Sizes) -> Footprint {
+        let (hidden, heads) = (config.hidden, config.heads);
+        let row = 3 * hidden + heads.qkv_width() + heads.q_width() + 4 * config.ffn;
+        let loss = Footprint::act(4 * hidden) + Footprint::wide(1) + Footprint::int(1);
+        Footprint::act(row * sizes.arena_rows + sizes.loss_chunk_rows * config.vocab)
+            + loss * sizes.loss_rows
     }
 
     /// Clears the residual gradient of `m` rows: rows without a label start from zero.

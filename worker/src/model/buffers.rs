@@ -2,6 +2,7 @@
 
 use super::{Batch, Sizes};
 use crate::base::BaseConfig;
+use crate::footprint::Footprint;
 use kernels::tables::{SegmentRow, SequenceRow};
 use kernels::{Device, In, Out, Result};
 
@@ -81,6 +82,21 @@ impl<D: Device> StepBuffers<D> {
     }
 }
 
+impl<D: Device> StepBuffers<D> {
+    /// What [`StepBuffers::new`] takes.
+    pub(super) fn footprint(config: &BaseConfig, sizes: &Sizes) -> Footprint {
+        let heads = config.heads;
+        let residual = 3 * config.hidden + heads.qkv_width() + heads.q_width();
+        let row = residual + 3 * config.ffn + 3 * sizes.max_rank;
+        let head = 2 * config.hidden + config.vocab;
+        let tables = (3 + SegmentRow::WIDTH) * sizes.step_rows
+            + SequenceRow::WIDTH * sizes.sequences
+            + sizes.blocks.max(sizes.sequences)
+            + sizes.sample_rows;
+        Footprint::act(row * sizes.step_rows + head * sizes.sample_rows) + Footprint::int(tables)
+    }
+}
+
 impl<D: Device> BatchTables<D> {
     /// Sends the batch's tables to the device.
     pub(super) fn upload(&mut self, device: &D, batch: &Batch) -> Result<()> {
@@ -118,6 +134,12 @@ impl<D: Device> KvCache<D> {
         let k = (0..config.layers).map(layer).collect::<Result<_>>()?;
         let v = (0..config.layers).map(layer).collect::<Result<_>>()?;
         Ok(Self { k, v, block_elements })
+    }
+
+    /// What [`KvCache::new`] takes.
+    pub(super) fn footprint(config: &BaseConfig, sizes: &Sizes) -> Footprint {
+        let row = 2 * config.layers * config.heads.kv_width();
+        Footprint::act(row * sizes.block_size * sizes.blocks)
     }
 
     pub(super) fn poison(&mut self, device: &D, blocks: &[u32]) -> Result<()> {

@@ -13,6 +13,7 @@ mod groups;
 mod loss;
 mod pool;
 mod sampling;
+mod sizes;
 
 pub use backward::Extent;
 pub use batch::{Batch, Micro};
@@ -20,6 +21,7 @@ use groups::Groups;
 pub use loss::{LossRows, LossTicket};
 pub use pool::{AdapterPool, TrainPool};
 pub use sampling::{MAX_TOP, SampleRows, Sampled};
+pub use sizes::{Part, Sizes};
 
 use arena::Arena;
 use buffers::{KvCache, StepBuffers};
@@ -30,47 +32,6 @@ use kernels::Device;
 
 /// Most biased tokens of one request.
 pub const MAX_BIAS: usize = 1024;
-
-/// Sizes of all device memory beside the base, fixed at start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Rows of one forward step, all kinds together.
-    pub step_rows: usize,
-    /// Rows whose next token may be sampled in one step.
-    pub sample_rows: usize,
-    /// Rows of the training arena: the longest micro-batch.
-    pub arena_rows: usize,
-    /// Bound of Σ rows × rank over a micro-batch: what the arena keeps of S.
-    pub arena_rank_rows: usize,
-    /// Labelled rows of one loss slice.
-    pub loss_rows: usize,
-    /// Largest adapter rank.
-    pub max_rank: usize,
-    /// Entries of the slot table.
-    pub slots: usize,
-    /// Pages of the adapter pool (compute precision).
-    pub pool_pages: usize,
-    /// Pages of the training pool (master weights, gradients, two moments).
-    pub train_pages: usize,
-    /// KV blocks.
-    pub blocks: usize,
-    /// Rows of one KV block.
-    pub block_size: usize,
-    /// Longest sequence that may be served: prompt and generated tokens.
-    pub context: usize,
-    /// Positions of the rotary tables: of sequences and of training examples.
-    pub max_positions: usize,
-    /// Sequences in one step.
-    pub sequences: usize,
-}
-
-impl Sizes {
-    /// Longest sequence that can be served: one that has all KV blocks to itself must be able to
-    /// end. Training examples may be longer, they use no blocks.
-    pub fn longest_sequence(&self) -> usize {
-        self.context.min(self.blocks * self.block_size)
-    }
-}
 
 /// A base on a device with all buffers a step needs.
 pub struct Model<D: Device> {
@@ -107,9 +68,7 @@ impl<D: Device> Model<D> {
         let arena = Arena::new(&device, &config, &sizes)?;
         let pool = AdapterPool::new(&device, &sizes)?;
         let train = TrainPool::new(&device, &sizes)?;
-        let history = sizes.sample_rows * sizes.longest_sequence();
-        let sampling =
-            SampleBuffers::new(&device, sizes.sample_rows, history, sizes.sample_rows * MAX_BIAS)?;
+        let sampling = SampleBuffers::new(&device, &sizes)?;
         Ok(Self { device, config, sizes, base, pool, train, groups, step, kv, arena, sampling })
     }
 

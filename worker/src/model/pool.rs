@@ -2,6 +2,7 @@
 //! state of those that train. Which run of pages belongs to whom is decided in `adapters`.
 
 use super::Sizes;
+use crate::footprint::Footprint;
 use kernels::tables::{PAGE, SlotRow};
 use kernels::{Device, Out, Result};
 
@@ -19,6 +20,11 @@ impl<D: Device> AdapterPool<D> {
             weights: device.alloc_act(sizes.pool_pages * PAGE)?,
             table: device.alloc_int(sizes.slots * SlotRow::WIDTH)?,
         })
+    }
+
+    /// What [`AdapterPool::new`] takes.
+    pub(super) fn footprint(sizes: &Sizes) -> Footprint {
+        Footprint::act(sizes.pool_pages * PAGE) + Footprint::int(sizes.slots * SlotRow::WIDTH)
     }
 
     /// Points `slot` at a run.
@@ -68,6 +74,11 @@ impl<D: Device> TrainPool<D> {
             v: wide()?,
             norm: device.alloc_wide(2)?,
         })
+    }
+
+    /// What [`TrainPool::new`] takes.
+    pub(super) fn footprint(sizes: &Sizes) -> Footprint {
+        Footprint::wide(4 * sizes.train_pages * PAGE + 2)
     }
 
     /// Loads a job's state: masters, and moments where it has trained before. Clears gradients.

@@ -1,7 +1,8 @@
 //! From the final residual to tokens: the output head on the rows that are due, and sampling.
 
-use super::Model;
 use super::buffers::{rows, rows_mut};
+use super::{MAX_BIAS, Model, Sizes};
+use crate::footprint::Footprint;
 use kernels::tables::{SampleArgs, SampleOut, SampleRow, SampleShape};
 use kernels::{Device, In, LinearShape, Out, Result, Ticket};
 
@@ -51,12 +52,13 @@ pub struct SampleBuffers<D: Device> {
 }
 
 impl<D: Device> SampleBuffers<D> {
-    /// `history` and `bias` are bounds over all rows of a step.
-    pub fn new(device: &D, n: usize, history: usize, bias: usize) -> Result<Self> {
+    pub(super) fn new(device: &D, sizes: &Sizes) -> Result<Self> {
+        let n = sizes.sample_rows;
+        let bias = n * MAX_BIAS;
         Ok(Self {
             wide: device.alloc_wide(n * SampleRow::WIDE)?,
             int: device.alloc_int(n * SampleRow::INT)?,
-            history: device.alloc_int(history * 2)?,
+            history: device.alloc_int(sizes.history * 2)?,
             bias_ids: device.alloc_int(bias)?,
             bias: device.alloc_wide(bias)?,
             tokens: device.alloc_int(n)?,
@@ -64,6 +66,14 @@ impl<D: Device> SampleBuffers<D> {
             top_ids: device.alloc_int(n * MAX_TOP)?,
             top_logprobs: device.alloc_wide(n * MAX_TOP)?,
         })
+    }
+
+    /// What [`SampleBuffers::new`] takes.
+    pub(super) fn footprint(sizes: &Sizes) -> Footprint {
+        let parameters = Footprint::wide(SampleRow::WIDE) + Footprint::int(SampleRow::INT);
+        let bias = Footprint::wide(MAX_BIAS) + Footprint::int(MAX_BIAS);
+        let result = Footprint::wide(1 + MAX_TOP) + Footprint::int(1 + MAX_TOP);
+        (parameters + bias + result) * sizes.sample_rows + Footprint::int(sizes.history * 2)
     }
 
     fn upload(&mut self, device: &D, host: &SampleRows) -> Result<()> {

@@ -13,6 +13,7 @@ mod engine_storm;
 mod finite_differences;
 mod isolation;
 mod lora_golden;
+mod memory;
 mod model_golden;
 mod registry;
 mod whole_model;

@@ -40,6 +40,11 @@ fn base_folder(base: &str) -> PathBuf {
     }
 }
 
+/// Files of a golden base, or of the demo's.
+pub fn base_files(base: &str) -> BaseFiles {
+    BaseFiles::open(&base_folder(base)).unwrap()
+}
+
 /// Values of one golden safetensors file.
 pub struct Expected(Vec<u8>);
 
@@ -71,9 +76,11 @@ pub fn sizes() -> Sizes {
     Sizes {
         step_rows: 160,
         sample_rows: 64,
+        history: 64 * 64,
         arena_rows: 160,
         arena_rank_rows: 160 * 16,
         loss_rows: 24,
+        loss_chunk_rows: 16,
         max_rank: 16,
         slots: 8,
         pool_pages: 48,
@@ -91,7 +98,7 @@ pub fn model<T: Float>(base: &str, threads: usize, sizes: Sizes) -> Model<Cpu<T>
 where
     Cpu<T>: Device,
 {
-    let files = BaseFiles::open(&base_folder(base)).unwrap();
+    let files = base_files(base);
     let device = Cpu::new(threads).unwrap();
     let weights = BaseWeights::load(&device, &files, sizes.max_positions).unwrap();
     Model::new(device, files.config().clone(), weights, sizes).unwrap()
@@ -109,7 +116,7 @@ pub struct Adapter {
 impl Adapter {
     /// Of `rank` on `targets` of a golden base.
     pub fn random(base: &str, rank: usize, targets: &[Module], seed: u64) -> Self {
-        let files = BaseFiles::open(&base_folder(base)).unwrap();
+        let files = base_files(base);
         let shape = AdapterShape::new(rank, 2.0 * rank as f64, false, targets.to_vec()).unwrap();
         let layout = AdapterLayout::new(&files.config().dims(), &shape);
         let mut values = init_adapter(&layout, seed, Init::Default);
