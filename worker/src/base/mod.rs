@@ -9,8 +9,10 @@ pub mod files;
 mod fingerprint;
 mod folder;
 pub(crate) mod json;
+mod random;
 pub mod rope;
 pub(crate) mod safetensor;
+mod shapes;
 mod tensors;
 pub mod weights;
 
@@ -18,6 +20,7 @@ pub use config::{BaseConfig, Family, ModuleDims};
 pub use error::BaseError;
 pub use files::BaseFiles;
 pub use rope::{RopeConfig, RopeScaling, RopeTables};
+pub use shapes::SHAPES;
 pub(crate) use tensors::module_path;
 pub use weights::{BaseWeights, LayerWeights};
 

@@ -54,11 +54,7 @@ impl<D: Device> BaseWeights<D> {
             true => None,
             false => Some(load(device, files, &[LM_HEAD.into()])?),
         };
-        let tables = config.rope.tables(config.heads.head_dim, max_positions);
-        let mut rope_cos = device.alloc_wide(tables.cos.len())?;
-        device.upload_wide(Out::all(&mut rope_cos), &tables.cos)?;
-        let mut rope_sin = device.alloc_wide(tables.sin.len())?;
-        device.upload_wide(Out::all(&mut rope_sin), &tables.sin)?;
+        let [rope_cos, rope_sin] = rope_tables(device, config, max_positions)?;
         Ok(Self {
             embed: load(device, files, &[EMBED.into()])?,
             lm_head,
@@ -115,6 +111,21 @@ impl<D: Device> LayerWeights<D> {
             down: fused(&[Weight(Module::Down)])?,
         })
     }
+}
+
+/// Rotary cosines and sines of positions below `max_positions`.
+pub(super) fn rope_tables<D: Device>(
+    device: &D,
+    config: &BaseConfig,
+    max_positions: usize,
+) -> kernels::Result<[D::Wide; 2]> {
+    let tables = config.rope.tables(config.heads.head_dim, max_positions);
+    let send = |values: &[f32]| {
+        let mut buffer = device.alloc_wide(values.len())?;
+        device.upload_wide(Out::all(&mut buffer), values)?;
+        Ok(buffer)
+    };
+    Ok([send(&tables.cos)?, send(&tables.sin)?])
 }
 
 /// One buffer of the tensors `names` one after the other.

@@ -3,7 +3,7 @@
 use crate::common::{BASES, base_files, sizes};
 use kernels::{Cpu, Memory};
 use worker::WorkerOptions;
-use worker::base::BaseWeights;
+use worker::base::{BaseConfig, BaseWeights, SHAPES};
 use worker::footprint::Footprint;
 use worker::model::{Model, Sizes};
 
@@ -60,4 +60,33 @@ fn the_cache_takes_what_is_left_and_too_little_is_one_clear_error() {
         assert!(fault.contains(part), "{part} in {fault}");
     }
     println!("{fault}");
+}
+
+#[test]
+fn random_bases_take_what_is_planned_and_repeat() {
+    for shape in SHAPES {
+        let config = BaseConfig::of_shape(shape).unwrap();
+        let footprint = BaseWeights::<Cpu<f32>>::footprint(&config, 16);
+        let tables = config.vocab * config.hidden * if config.tied_embeddings { 1 } else { 2 };
+        assert!(footprint.act > tables && config.heads.q_heads % config.heads.kv_heads == 0);
+    }
+    let parameters = |shape| {
+        let config = BaseConfig::of_shape(shape).unwrap();
+        BaseWeights::<Cpu<f32>>::footprint(&config, 0).act
+    };
+    assert_eq!(parameters("llama3-8b"), 8_030_261_248);
+    assert_eq!(parameters("llama3.2-1b"), 1_235_814_400);
+    assert_eq!(parameters("qwen2.5-7b"), 7_615_616_512);
+    assert_eq!(parameters("qwen3-8b"), 8_190_735_360);
+
+    for qk_norm in [false, true] {
+        let config = BaseConfig { qk_norm, ..BaseConfig::of_shape("tiny").unwrap() };
+        let device = Cpu::<f32>::new(1).unwrap();
+        let one = BaseWeights::random(&device, &config, 7, 40).unwrap();
+        let footprint = BaseWeights::<Cpu<f32>>::footprint(&config, 40);
+        assert_eq!(device.taken(), [footprint.act, footprint.wide, footprint.int]);
+        let other = BaseWeights::random(&device, &config, 7, 40).unwrap();
+        assert!(one.layers[1].down == other.layers[1].down && one.embed == other.embed);
+        assert!(one.layers[0].o != one.layers[1].o && one.final_norm.iter().all(|w| *w == 1.0));
+    }
 }
