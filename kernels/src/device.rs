@@ -104,6 +104,11 @@ pub trait Device: Sized + Send + 'static {
     /// Seconds since the device was opened at which everything enqueued so far will have ended.
     fn mark(&self) -> Result<Ticket<f64>>;
 
+    /// Whether the device records graphs and works while the host goes on: then steps that only
+    /// decode are padded to few sizes, and steps are launched before results are handed out.
+    fn graphs(&self) -> bool {
+        false
+    }
     /// Runs `ops`, or replays the graph recorded under `key`. On the CPU it just runs them.
     fn replay(&self, key: u64, ops: &mut dyn FnMut(&Self) -> Result<()>) -> Result<()>;
 

@@ -112,6 +112,7 @@ impl WorkerOptions {
             target_rows: self.micro_rows,
             tpot: self.tpot,
             least_rows: 16,
+            graphs: false,
             poison: self.poison,
         }
     }

@@ -11,13 +11,13 @@ const BAN: f32 = -100.0;
 
 /// Fills `rows` for every share of the plan that draws a token, in plan order.
 pub fn fill(rows: &mut SampleRows, plan: &Plan, scheduler: &Scheduler) {
-    let SampleRows { wide, int, history, bias_ids, bias, top } = rows;
+    let SampleRows { wide, int, history, bias_ids, bias, top, logprobs } = rows;
     for list in [&mut *int, history, bias_ids] {
         list.clear();
     }
     wide.clear();
     bias.clear();
-    *top = 0;
+    (*top, *logprobs) = (0, false);
     for share in plan.shares.iter().filter(|share| share.sample) {
         if let Some(sequence) = scheduler.get(share.id) {
             push(rows, sequence);
@@ -61,6 +61,7 @@ fn push(rows: &mut SampleRows, sequence: &Sequence) {
     int[SampleRow::BIAS_LEN] = rows.bias.len() as i32 - int[SampleRow::BIAS];
     rows.int.extend_from_slice(&int);
     rows.top = rows.top.max(usize::from(sampling.logprobs.unwrap_or(0)));
+    rows.logprobs |= sampling.logprobs.is_some();
 }
 
 fn push_history(rows: &mut SampleRows, sequence: &Sequence) {

@@ -18,7 +18,7 @@ mod serving;
 mod training;
 
 use crate::adapters::registry::Registry;
-use crate::model::{Batch, Model, SampleRows};
+use crate::model::{Batch, Model, SampleRows, bucket};
 use blocks::BlockPool;
 use command::{Command, Event, Output, RequestKey};
 use gauges::Gauges;
@@ -46,6 +46,9 @@ pub struct Options {
     pub tpot: Duration,
     /// Training rows that every step may carry whatever the objective says.
     pub least_rows: usize,
+    /// Treat the device as one that records graphs and works while the host goes on, whatever it
+    /// says: tests prove with it that this changes no result.
+    pub graphs: bool,
     /// Fill freed memory with NaN: tests prove with it that nothing reads what it did not write.
     pub poison: bool,
 }
@@ -67,6 +70,7 @@ pub struct Engine<D: Device> {
     sample_rows: SampleRows,
     outputs: Vec<(RequestKey, Output)>,
     open: bool,
+    graphs: bool,
 }
 
 impl<D: Device> Engine<D> {
@@ -92,6 +96,7 @@ impl<D: Device> Engine<D> {
             sample_rows: SampleRows::default(),
             outputs: Vec::new(),
             open: true,
+            graphs: options.graphs || model.device.graphs(),
             blocks,
             model,
             options,
@@ -158,10 +163,19 @@ impl<D: Device> Engine<D> {
             return Ok(());
         }
         let start = Instant::now();
-        self.model.forward(&self.batch)?;
         let due = self.batch.sample_rows.len();
+        if self.graphs && self.batch.is_decode() {
+            let sizes = &self.model.sizes;
+            let cap = sizes.step_rows.min(sizes.sample_rows).min(sizes.sequences);
+            self.batch.pad(bucket(due, cap), sizes.max_rank);
+            self.model.decode(&self.batch)?;
+        } else {
+            self.model.forward(&self.batch)?;
+            if due > 0 {
+                self.model.head(due)?;
+            }
+        }
         if due > 0 {
-            self.model.head(due)?;
             let sampled = self.model.sample(&self.sample_rows)?;
             self.hand_out(plan, sampled)?;
         } else {

@@ -3,6 +3,8 @@
 //! Row order: the micro-batch's chunk first, then prefill and decode rows. Tables are in the
 //! layouts of [`kernels::tables`].
 
+use kernels::tables::{SegmentRow, SequenceRow};
+
 /// The part of a micro-batch that rides in a step: its rows come first in the batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Micro {
@@ -45,6 +47,37 @@ impl Batch {
         self.ids.len()
     }
 
+    /// Whether it only decodes: one row a sequence, all of them drawn from, and nothing trains.
+    pub fn is_decode(&self) -> bool {
+        let rows = self.rows();
+        rows > 0
+            && self.micro.rows == 0
+            && self.sample_rows.len() == rows
+            && self.sequences.len() == rows * SequenceRow::WIDTH
+    }
+
+    /// Pads a batch that only decodes to `rows` rows, so that one recorded graph serves all smaller
+    /// batches. Padded rows are token 0 at position 0; they are written nowhere, belong to no
+    /// sequence and no adapter, and nobody reads what they come to. S gets `max_rank` for each row.
+    pub fn pad(&mut self, rows: usize, max_rank: usize) {
+        debug_assert!(self.is_decode() && rows >= self.rows());
+        let padding = self.rows() as i32..rows as i32;
+        self.ids.resize(rows, 0);
+        self.positions.resize(rows, 0);
+        self.kv_rows.resize(rows, -1);
+        self.sample_rows.extend(padding);
+        self.sequences.resize(rows * SequenceRow::WIDTH, 0);
+        if self.segments.is_empty() {
+            return;
+        }
+        let mut nobody = [0; SegmentRow::WIDTH];
+        nobody[SegmentRow::SLOT] = -1;
+        while self.segments.len() < rows * SegmentRow::WIDTH {
+            self.segments.extend_from_slice(&nobody);
+        }
+        self.rank_rows = rows * max_rank;
+    }
+
     /// Empties the batch, keeping its memory.
     pub fn clear(&mut self) {
         let Self { ids, positions, kv_rows, segments, sequences, blocks, sample_rows, .. } = self;
@@ -53,5 +86,32 @@ impl Batch {
         }
         self.micro = Micro::default();
         self.rank_rows = 0;
+    }
+}
+
+/// Rows that a decode of `rows` sequences is padded to: few enough sizes that each is recorded
+/// once, close enough together that padding costs little. At most `cap`, which holds all rows.
+pub fn bucket(rows: usize, cap: usize) -> usize {
+    let step = match rows {
+        0..=4 => return rows.next_power_of_two().min(cap),
+        5..=48 => 8,
+        49..=96 => 16,
+        97..=256 => 32,
+        _ => 128,
+    };
+    rows.next_multiple_of(step).min(cap)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bucket;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn buckets_are_few_and_hold_their_rows() {
+        let all: BTreeSet<usize> = (1..=256).map(|rows| bucket(rows, 256)).collect();
+        let expected = [1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256];
+        assert_eq!(all.into_iter().collect::<Vec<_>>(), expected);
+        assert!((1..=700).all(|rows| (rows..=700).contains(&bucket(rows, 700))));
     }
 }

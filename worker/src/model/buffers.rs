@@ -4,7 +4,7 @@ use super::{Batch, Sizes};
 use crate::base::BaseConfig;
 use crate::footprint::Footprint;
 use kernels::tables::{SegmentRow, SequenceRow};
-use kernels::{Device, In, Out, Result};
+use kernels::{Buffer, Device, In, Out, Result};
 
 /// Activations of one step, `N = sizes.step_rows`.
 pub struct StepBuffers<D: Device> {
@@ -34,29 +34,40 @@ pub struct StepBuffers<D: Device> {
     pub tables: BatchTables<D>,
 }
 
-/// Device copies of a [`Batch`]'s tables.
+/// Device copies of a [`Batch`]'s tables, one behind another so that one copy carries them all.
 pub struct BatchTables<D: Device> {
-    /// Token ids `(N)`.
-    pub ids: D::Int,
-    /// Positions `(N)`.
-    pub positions: D::Int,
-    /// KV rows `(N)`.
-    pub kv_rows: D::Int,
-    /// Segment table.
-    pub segments: D::Int,
-    /// Sequence table.
-    pub sequences: D::Int,
-    /// Block list.
-    pub blocks: D::Int,
-    /// Rows to sample.
-    pub sample_rows: D::Int,
+    packed: D::Int,
+    host: Vec<i32>,
+    /// Where the batch's tables lie, in the order of [`Table`].
+    places: [(usize, usize); 7],
 }
+
+/// The tables of a batch.
+#[derive(Clone, Copy, Debug)]
+pub enum Table {
+    /// Token ids `(N)`.
+    Ids,
+    /// Positions `(N)`.
+    Positions,
+    /// KV rows `(N)`.
+    KvRows,
+    /// Rows to sample.
+    SampleRows,
+    /// Sequence table.
+    Sequences,
+    /// Segment table.
+    Segments,
+    /// Block list.
+    Blocks,
+}
+
+/// Tables start at multiples of so many values.
+const TABLE_ALIGN: usize = 8;
 
 impl<D: Device> StepBuffers<D> {
     pub(super) fn new(device: &D, config: &BaseConfig, sizes: &Sizes) -> Result<Self> {
         let n = sizes.step_rows;
         let act = |len: usize| device.alloc_act(len);
-        let max_blocks = sizes.blocks.max(sizes.sequences);
         Ok(Self {
             x: act(n * config.hidden)?,
             h: act(n * config.hidden)?,
@@ -69,15 +80,7 @@ impl<D: Device> StepBuffers<D> {
             last: act(sizes.sample_rows * config.hidden)?,
             last_x: act(sizes.sample_rows * config.hidden)?,
             logits: act(sizes.sample_rows * config.vocab)?,
-            tables: BatchTables {
-                ids: device.alloc_int(n)?,
-                positions: device.alloc_int(n)?,
-                kv_rows: device.alloc_int(n)?,
-                segments: device.alloc_int(n * SegmentRow::WIDTH)?,
-                sequences: device.alloc_int(sizes.sequences * SequenceRow::WIDTH)?,
-                blocks: device.alloc_int(max_blocks)?,
-                sample_rows: device.alloc_int(sizes.sample_rows)?,
-            },
+            tables: BatchTables::new(device, sizes)?,
         })
     }
 }
@@ -89,32 +92,60 @@ impl<D: Device> StepBuffers<D> {
         let residual = 3 * config.hidden + heads.qkv_width() + heads.q_width();
         let row = residual + 3 * config.ffn + 3 * sizes.max_rank;
         let head = 2 * config.hidden + config.vocab;
-        let tables = (3 + SegmentRow::WIDTH) * sizes.step_rows
-            + SequenceRow::WIDTH * sizes.sequences
-            + sizes.blocks.max(sizes.sequences)
-            + sizes.sample_rows;
-        Footprint::act(row * sizes.step_rows + head * sizes.sample_rows) + Footprint::int(tables)
+        let tables = Footprint::int(BatchTables::<D>::capacity(sizes));
+        Footprint::act(row * sizes.step_rows + head * sizes.sample_rows) + tables
     }
 }
 
 impl<D: Device> BatchTables<D> {
-    /// Sends the batch's tables to the device.
-    pub(super) fn upload(&mut self, device: &D, batch: &Batch) -> Result<()> {
-        let pairs = [
-            (&mut self.ids, &batch.ids),
-            (&mut self.positions, &batch.positions),
-            (&mut self.kv_rows, &batch.kv_rows),
-            (&mut self.segments, &batch.segments),
-            (&mut self.sequences, &batch.sequences),
-            (&mut self.blocks, &batch.blocks),
-            (&mut self.sample_rows, &batch.sample_rows),
+    fn new(device: &D, sizes: &Sizes) -> Result<Self> {
+        let packed = device.alloc_int(Self::capacity(sizes))?;
+        Ok(Self { packed, host: Vec::with_capacity(Self::capacity(sizes)), places: [(0, 0); 7] })
+    }
+
+    fn capacity(sizes: &Sizes) -> usize {
+        let lens = [
+            sizes.step_rows,
+            sizes.step_rows,
+            sizes.step_rows,
+            sizes.sample_rows,
+            sizes.sequences * SequenceRow::WIDTH,
+            sizes.step_rows * SegmentRow::WIDTH,
+            sizes.blocks.max(sizes.sequences),
         ];
-        for (dst, src) in pairs {
-            if !src.is_empty() {
-                device.upload_int(Out::range(dst, 0, src.len()), src)?;
-            }
+        lens.map(|len| len.next_multiple_of(TABLE_ALIGN)).iter().sum()
+    }
+
+    /// Sends the batch's tables to the device. With `whole`, the block list reaches to the end of
+    /// the buffer: where tables lie and how long they are then depends on the number of rows only.
+    pub(super) fn upload(&mut self, device: &D, batch: &Batch, whole: bool) -> Result<()> {
+        let tables = [
+            &batch.ids,
+            &batch.positions,
+            &batch.kv_rows,
+            &batch.sample_rows,
+            &batch.sequences,
+            &batch.segments,
+            &batch.blocks,
+        ];
+        self.host.clear();
+        for (table, place) in tables.into_iter().zip(&mut self.places) {
+            self.host.resize(self.host.len().next_multiple_of(TABLE_ALIGN), 0);
+            *place = (self.host.len(), table.len());
+            self.host.extend_from_slice(table);
+        }
+        device.upload_int(Out::range(&mut self.packed, 0, self.host.len()), &self.host)?;
+        let blocks = &mut self.places[Table::Blocks as usize];
+        if whole {
+            blocks.1 = self.packed.len() - blocks.0;
         }
         Ok(())
+    }
+
+    /// One of the tables.
+    pub(super) fn get(&self, table: Table) -> In<'_, D::Int> {
+        let (start, len) = self.places[table as usize];
+        In::range(&self.packed, start, len)
     }
 }
 

@@ -4,11 +4,11 @@
 //! the arena as it appears. Decode and prefill rows leave nothing behind but their keys and values.
 
 use super::arena::{Arena, LayerArena};
-use super::buffers::{KvCache, StepBuffers, rows, rows_mut};
+use super::buffers::{KvCache, StepBuffers, Table, rows, rows_mut};
 use super::groups::Group;
+use super::sampling::output_head;
 use super::{AdapterPool, Batch, Groups, Micro, Model, Sizes};
 use crate::base::{BaseConfig, BaseWeights, LayerWeights};
-use kernels::tables::SegmentRow;
 use kernels::{Device, In, KvOut, LinearShape, Out, PagedKv, QkNorm, Result, Rope, SmlmGroup};
 
 /// Everything a layer's forward reads and writes beside its own weights.
@@ -29,22 +29,46 @@ impl<D: Device> Model<D> {
     /// Runs the batch through all layers. Afterwards the arena holds what backward needs of the
     /// training rows, the cache the new keys and values, and the step buffers the final residual.
     pub fn forward(&mut self, batch: &Batch) -> Result<()> {
+        self.step.tables.upload(&self.device, batch, false)?;
+        self.pass(batch).all_layers()
+    }
+
+    /// Runs a padded batch that only decodes through all layers and the output head, as a graph
+    /// recorded once for its number of rows: nothing but the content of tables may differ between
+    /// two batches of one key.
+    pub fn decode(&mut self, batch: &Batch) -> Result<()> {
+        debug_assert!(batch.is_decode());
+        self.step.tables.upload(&self.device, batch, true)?;
+        let adapters = u64::from(!batch.segments.is_empty());
+        let key = (batch.rows() as u64) << 1 | adapters;
+        let mut pass = self.pass(batch);
+        let device = pass.device;
+        device.replay(key, &mut |_| {
+            pass.all_layers()?;
+            output_head(pass.device, pass.config, pass.base, pass.step, batch.rows())
+        })
+    }
+
+    fn pass<'a>(&'a mut self, batch: &'a Batch) -> Pass<'a, D> {
         let Self { device, config, sizes, base, pool, groups, step, kv, arena, .. } = self;
-        step.tables.upload(device, batch)?;
-        let ids = rows(&step.tables.ids, 0, batch.rows(), 1);
-        let x = rows_mut(&mut step.x, 0, batch.rows(), config.hidden);
-        device.embed(x, In::all(&base.embed), ids, config.hidden)?;
-        let mut pass = Pass { device, config, sizes, base, pool, groups, step, kv, arena, batch };
-        pass.first_norm()?;
-        for layer in 0..pass.config.layers {
-            pass.attention(layer)?;
-            pass.feed_forward(layer)?;
-        }
-        pass.keep_output()
+        Pass { device, config, sizes, base, pool, groups, step, kv, arena, batch }
     }
 }
 
 impl<D: Device> Pass<'_, D> {
+    fn all_layers(&mut self) -> Result<()> {
+        let (n, hidden) = (self.batch.rows(), self.config.hidden);
+        let ids = self.step.tables.get(Table::Ids);
+        let x = rows_mut(&mut self.step.x, 0, n, hidden);
+        self.device.embed(x, In::all(&self.base.embed), ids, hidden)?;
+        self.first_norm()?;
+        for layer in 0..self.config.layers {
+            self.attention(layer)?;
+            self.feed_forward(layer)?;
+        }
+        self.keep_output()
+    }
+
     fn first_norm(&mut self) -> Result<()> {
         let (n, hidden) = (self.batch.rows(), self.config.hidden);
         let y = rows_mut(&mut self.step.h, 0, n, hidden);
@@ -88,10 +112,10 @@ impl<D: Device> Pass<'_, D> {
         let kv = KvOut {
             k: Out::all(&mut self.kv.k[layer]),
             v: Out::all(&mut self.kv.v[layer]),
-            rows: rows(&tables.kv_rows, 0, n, 1),
+            rows: tables.get(Table::KvRows),
         };
         let norm = qk_norm(self.config, weights);
-        let rope = rope(self.base, rows(&tables.positions, 0, n, 1));
+        let rope = rope(self.base, tables.get(Table::Positions));
         let qkv = rows_mut(&mut self.step.qkv, 0, n, heads.qkv_width());
         self.device.qk_norm_rope_kv_write(qkv, Some(kv), norm.as_ref(), &rope, heads)?;
         let arena = &mut self.arena.layers[layer];
@@ -120,8 +144,8 @@ impl<D: Device> Pass<'_, D> {
         let paged = PagedKv {
             k: In::all(&self.kv.k[layer]),
             v: In::all(&self.kv.v[layer]),
-            sequences: In::range(&tables.sequences, 0, self.batch.sequences.len()),
-            blocks: In::range(&tables.blocks, 0, self.batch.blocks.len()),
+            sequences: tables.get(Table::Sequences),
+            blocks: tables.get(Table::Blocks),
             block_size: self.sizes.block_size,
         };
         let qkv = rows(&self.step.qkv, 0, n, heads.qkv_width());
@@ -175,13 +199,7 @@ impl<D: Device> Pass<'_, D> {
         if self.batch.segments.is_empty() {
             return Ok(());
         }
-        let count = self.batch.segments.len() / SegmentRow::WIDTH;
-        let smlm = smlm_group(
-            layer,
-            group,
-            self.pool,
-            rows(&tables.segments, 0, count, SegmentRow::WIDTH),
-        );
+        let smlm = smlm_group(layer, group, self.pool, tables.get(Table::Segments));
         let width = group.modules.len();
         let s_out = rows_mut(s, 0, self.batch.rank_rows, width);
         self.device.smlm(rows_mut(y, 0, n, group.width), s_out, x, &smlm)?;

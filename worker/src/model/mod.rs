@@ -16,7 +16,7 @@ mod sampling;
 mod sizes;
 
 pub use backward::Extent;
-pub use batch::{Batch, Micro};
+pub use batch::{Batch, Micro, bucket};
 use groups::Groups;
 pub use loss::{LossRows, LossTicket};
 pub use pool::{AdapterPool, TrainPool};

@@ -1,7 +1,8 @@
 //! From the final residual to tokens: the output head on the rows that are due, and sampling.
 
-use super::buffers::{rows, rows_mut};
+use super::buffers::{StepBuffers, Table, rows, rows_mut};
 use super::{MAX_BIAS, Model, Sizes};
+use crate::base::{BaseConfig, BaseWeights};
 use crate::footprint::Footprint;
 use kernels::tables::{SampleArgs, SampleOut, SampleRow, SampleShape};
 use kernels::{Device, In, LinearShape, Out, Result, Ticket};
@@ -24,13 +25,15 @@ pub struct SampleRows {
     pub bias: Vec<f32>,
     /// Alternatives wanted by the most demanding row.
     pub top: usize,
+    /// Whether any row's log-probability is wanted.
+    pub logprobs: bool,
 }
 
 /// Downloads of a sampled step, one entry per row.
 pub struct Sampled {
     /// Drawn tokens.
     pub tokens: Ticket<Vec<i32>>,
-    /// Their raw log-probabilities.
+    /// Their raw log-probabilities; empty where nobody wants them.
     pub logprobs: Ticket<Vec<f32>>,
     /// `(rows, top)` likeliest ids.
     pub top_ids: Ticket<Vec<i32>>,
@@ -82,32 +85,24 @@ impl<D: Device> SampleBuffers<D> {
             (&mut self.history, &host.history),
             (&mut self.bias_ids, &host.bias_ids),
         ];
-        for (dst, src) in ints {
+        for (dst, src) in ints.into_iter().filter(|(_, src)| !src.is_empty()) {
             device.upload_int(Out::range(dst, 0, src.len()), src)?;
         }
-        device.upload_wide(Out::range(&mut self.wide, 0, host.wide.len()), &host.wide)?;
-        device.upload_wide(Out::range(&mut self.bias, 0, host.bias.len()), &host.bias)
+        let wides = [(&mut self.wide, &host.wide), (&mut self.bias, &host.bias)];
+        for (dst, src) in wides.into_iter().filter(|(_, src)| !src.is_empty()) {
+            device.upload_wide(Out::range(dst, 0, src.len()), src)?;
+        }
+        Ok(())
     }
 }
 
 impl<D: Device> Model<D> {
     /// Logits `(count, V)` of the batch's sample rows, in the step buffers.
     pub fn head(&mut self, count: usize) -> Result<()> {
-        let Self { device, config, base, step, .. } = self;
-        let hidden = config.hidden;
-        let at = rows(&step.tables.sample_rows, 0, count, 1);
-        let gathered = rows_mut(&mut step.last_x, 0, count, hidden);
-        device.gather_rows(gathered, In::all(&step.x), at, hidden)?;
-        let gathered = rows(&step.last_x, 0, count, hidden);
-        let normed = rows_mut(&mut step.last, 0, count, hidden);
-        device.rms_norm(normed, gathered, In::all(&base.final_norm), config.rms_eps)?;
-        let shape = LinearShape { rows: count, input: hidden, output: config.vocab };
-        let weight = In::all(base.lm_head.as_ref().unwrap_or(&base.embed));
-        let logits = rows_mut(&mut step.logits, 0, count, config.vocab);
-        device.linear(logits, rows(&step.last, 0, count, hidden), weight, None, shape)
+        output_head(&self.device, &self.config, &self.base, &mut self.step, count)
     }
 
-    /// Logits of the last [`Model::head`] on the host: what tests compare.
+    /// Logits of the last [`Model::head`] or [`Model::decode`] on the host: what tests compare.
     pub fn logits(&self, count: usize) -> Result<Ticket<Vec<f32>>> {
         self.device.download_act(rows(&self.step.logits, 0, count, self.config.vocab))
     }
@@ -143,11 +138,44 @@ impl<D: Device> Model<D> {
             top_logprobs: rows_mut(top_logprobs, 0, n, host.top),
         };
         device.sample(out, rows_mut(&mut step.logits, 0, n, config.vocab), &args, shape)?;
+        let told = if host.logprobs { n } else { 0 };
         Ok(Sampled {
             tokens: device.download_int(rows(tokens, 0, n, 1))?,
-            logprobs: device.download_wide(rows(logprobs, 0, n, 1))?,
-            top_ids: device.download_int(rows(top_ids, 0, n, host.top))?,
-            top_logprobs: device.download_wide(rows(top_logprobs, 0, n, host.top))?,
+            logprobs: wide_of(device, rows(logprobs, 0, told, 1))?,
+            top_ids: match host.top {
+                0 => Ticket::ready(Vec::new()),
+                top => device.download_int(rows(top_ids, 0, n, top))?,
+            },
+            top_logprobs: wide_of(device, rows(top_logprobs, 0, n, host.top))?,
         })
     }
+}
+
+/// Wide values on the host; none costs nothing.
+fn wide_of<D: Device>(device: &D, values: In<'_, D::Wide>) -> Result<Ticket<Vec<f32>>> {
+    match values.len {
+        0 => Ok(Ticket::ready(Vec::new())),
+        _ => device.download_wide(values),
+    }
+}
+
+/// Logits `(count, V)` of the rows to sample, from the final residual in the step buffers.
+pub(super) fn output_head<D: Device>(
+    device: &D,
+    config: &BaseConfig,
+    base: &BaseWeights<D>,
+    step: &mut StepBuffers<D>,
+    count: usize,
+) -> Result<()> {
+    let hidden = config.hidden;
+    let at = step.tables.get(Table::SampleRows);
+    let at = In::range(at.buffer, at.start, count);
+    let gathered = rows_mut(&mut step.last_x, 0, count, hidden);
+    device.gather_rows(gathered, In::all(&step.x), at, hidden)?;
+    let gathered = rows(&step.last_x, 0, count, hidden);
+    let normed = rows_mut(&mut step.last, 0, count, hidden);
+    device.rms_norm(normed, gathered, In::all(&base.final_norm), config.rms_eps)?;
+    let shape = LinearShape { rows: count, input: hidden, output: config.vocab };
+    let logits = rows_mut(&mut step.logits, 0, count, config.vocab);
+    device.linear(logits, rows(&step.last, 0, count, hidden), In::all(base.head()), None, shape)
 }

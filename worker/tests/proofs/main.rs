@@ -6,6 +6,7 @@
 
 mod common;
 mod engine_adapters;
+mod engine_graphs;
 mod engine_jobs;
 mod engine_requests;
 mod engine_resume;

@@ -44,6 +44,7 @@ pub fn options() -> Options {
         target_rows: 48,
         tpot: Duration::from_millis(50),
         least_rows: 8,
+        graphs: false,
         poison: true,
     }
 }
