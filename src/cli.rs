@@ -99,10 +99,12 @@ pub struct DemoArgs {
 /// Devices.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// The best there is.
+    /// A GPU where there is one, else the processor.
     Auto,
     /// The processor.
     Cpu,
+    /// An NVIDIA GPU, the first that CUDA_VISIBLE_DEVICES shows.
+    Cuda,
 }
 
 /// Bounds and objectives of the worker.

@@ -3,6 +3,7 @@
 mod adapter_check;
 mod cli;
 mod demo;
+mod device;
 mod embedded;
 mod keys;
 mod server;

@@ -1,12 +1,12 @@
 //! The embedded form: storage, worker and gateway in one process, one folder.
 
 use crate::adapter_check::BaseCheck;
-use crate::cli::{DeviceKind, ServeArgs};
+use crate::cli::ServeArgs;
+use crate::device::{self, Opened};
 use crate::embedded;
 use anyhow::{Context, bail};
 use gateway::{Gateway, GatewayConfig};
 use kernels::Device;
-use kernels::cpu::Cpu;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -39,11 +39,11 @@ impl Server {
         let open_access = open_access(&storage, address, &args.data_dir).await?;
 
         let dims = files.config().dims();
-        let device = match args.device {
-            DeviceKind::Auto | DeviceKind::Cpu => Cpu::<f32>::new(args.tuning.threads)?,
+        let name = base_name.clone();
+        let worker = match device::open(args.device, args.tuning.threads)? {
+            Opened::Cpu(device) => start(device, files, name, args, &storage).await?,
+            Opened::Cuda(device) => start(device, files, name, args, &storage).await?,
         };
-        let options = args.tuning.options(&base_name, device.memory()?);
-        let worker = Worker::start(device, files, options, storage.clone()).await?;
         let check = BaseCheck {
             base: base_name.clone(),
             fingerprint: worker.base_fingerprint().to_owned(),
@@ -72,6 +72,17 @@ impl Server {
         self.worker.stop().await;
         Ok(())
     }
+}
+
+async fn start<D: Device>(
+    device: D,
+    files: BaseFiles,
+    base_name: String,
+    args: &ServeArgs,
+    storage: &Storage,
+) -> anyhow::Result<Worker> {
+    let options = args.tuning.options(&base_name, device.memory()?);
+    Worker::start(device, files, options, storage.clone()).await
 }
 
 /// `loquetier serve`: until a signal, or a fault of the device.

@@ -133,6 +133,9 @@ impl Device for Cuda {
         let watched = mark.clone();
         Ok(Ticket::pending(move || mark.wait(), move || watched.is_passed()))
     }
+    fn graphs(&self) -> bool {
+        true
+    }
     fn replay(&self, key: u64, ops: &mut dyn FnMut(&Self) -> Result<()>) -> Result<()> {
         self.bind()?;
         replay::replay(self, key, ops)
