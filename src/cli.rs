@@ -1,5 +1,6 @@
 //! The command line. Every flag has an environment twin, `LOQUETIER_…`.
 
+use crate::bench::BenchArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kernels::Memory;
 use std::net::SocketAddr;
@@ -35,6 +36,8 @@ pub enum Command {
     /// Prepare the GPU kernels; needs no GPU.
     #[command(subcommand)]
     Kernels(KernelsCommand),
+    /// Measure this build: fine-tuning, decoding, prefill, loading, SMLM.
+    Bench(BenchArgs),
     /// Print the OpenAPI document.
     Openapi,
 }

@@ -19,3 +19,9 @@ const FILES: &[(&str, &[u8])] = &[
 pub fn open() -> Result<BaseFiles, BaseError> {
     BaseFiles::from_bytes(FILES)
 }
+
+/// Bytes of its weight file.
+pub fn weight_bytes() -> u64 {
+    let weights = FILES.iter().filter(|(name, _)| name.ends_with(".safetensors"));
+    weights.map(|(_, bytes)| bytes.len() as u64).sum()
+}

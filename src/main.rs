@@ -1,6 +1,7 @@
 //! The one binary: reads the command line and starts what it names.
 
 mod adapter_check;
+mod bench;
 mod cli;
 mod demo;
 mod device;
@@ -37,6 +38,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => {
             log_to_stderr(&cli.log, cli.log_json)?;
             server::serve(args).await?;
+        }
+        Command::Bench(args) => {
+            log_to_stderr(if cli.log == "info" { "warn" } else { &cli.log }, cli.log_json)?;
+            tokio::task::spawn_blocking(move || bench::run(&args)).await??;
         }
         Command::Demo(args) => {
             // The demonstration writes to the terminal itself; only trouble is logged.

@@ -1,0 +1,90 @@
+//! `loquetier bench`: how fast this build is, measured on the engine itself in this process, each
+//! figure beside what the hardware allows and what others reach.
+
+mod args;
+mod base;
+mod data;
+mod decode;
+mod figures;
+mod finetune;
+mod load;
+mod random;
+mod rig;
+mod smlm;
+mod suite;
+
+pub use args::BenchArgs;
+
+use crate::cli::DeviceKind;
+use args::{CommonArgs, Measure};
+use base::Base;
+use figures::{Origin, Report};
+use kernels::{Cpu, Device};
+use suite::{Lengths, Suite};
+
+/// Runs what the command line asks for. Blocks; the engine has a thread of its own.
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    match args.common.device {
+        DeviceKind::Auto | DeviceKind::Cpu => measure(Cpu::<f32>::new(args.common.threads)?, args),
+    }
+}
+
+fn measure<D: Device>(device: D, args: &BenchArgs) -> anyhow::Result<()> {
+    let CommonArgs { repeats, quick, json, commit, .. } = &args.common;
+    let base = Base::open(&args.common)?;
+    let origin = Origin::of_this_run(commit.clone());
+    let mut report = Report::new(&device.name(), &base.name, origin, json.as_deref())?;
+    let lengths = if *quick { Lengths::quick() } else { Lengths::full() };
+    match &args.measure {
+        Measure::Load => load::load(&device, &base, *repeats, &mut report),
+        Measure::Smlm(args) => smlm::smlm(&device, base.config(), args, &mut report),
+        Measure::Finetune(args) => {
+            let lengths = lengths.finetune(args);
+            Suite::start(device, base, lengths, *repeats, report)?.finetune(args)
+        }
+        Measure::Decode(args) => {
+            let lengths = lengths.decode(args);
+            Suite::start(device, base, lengths, *repeats, report)?.decode(args)
+        }
+        Measure::Prefill(args) => {
+            let lengths = lengths.prefill(args);
+            Suite::start(device, base, lengths, *repeats, report)?.prefill(args)
+        }
+        Measure::All(args) => {
+            Suite::start(device, base, lengths, *repeats, report)?.all(args).map(drop)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    /// Every figure of the goals comes out of one short run on the CPU.
+    #[test]
+    fn all_figures_come_out_of_one_run() {
+        let data = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/data/pirate.jsonl");
+        let line = ["bench", "all", "--quick", "--repeats", "1", "--seconds", "0", "--data", data];
+        let args = Line::parse_from(line).bench;
+        let Measure::All(all) = &args.measure else { panic!("all was asked for") };
+        let device = Cpu::<f32>::new(1).expect("a device");
+        let base = Base::open(&args.common).expect("the demo base");
+        let origin = Origin { command: String::new(), commit: String::new() };
+        let report = Report::new("cpu", &base.name, origin, None).expect("a report");
+        let suite = Suite::start(device, base, Lengths::quick(), 1, report).expect("an engine");
+        let values = suite.all(all).expect("figures");
+        let ids: Vec<&str> = values.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, ["D1-base", "D1-adapter", "D2", "D3-1", "D3-32", "D4", "F1", "F2", "F3"]);
+        let is_cost = |id: &str| id.starts_with("D3");
+        assert!(
+            values.iter().all(|(id, value)| value.is_finite() && (is_cost(id) || *value > 0.0))
+        );
+    }
+}
