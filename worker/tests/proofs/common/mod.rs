@@ -24,9 +24,16 @@ pub fn soak(cases: u32) -> u32 {
     cases * factor.unwrap_or(1)
 }
 
+/// A file or folder of the repository: as it was built, or of the copy that `LOQUETIER_SOURCE`
+/// names on a machine it was not built on.
+fn source(path: &str) -> PathBuf {
+    let built = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    std::env::var_os("LOQUETIER_SOURCE").map_or_else(built, PathBuf::from).join(path)
+}
+
 /// A file or folder of `tests/golden`.
 pub fn golden(path: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(path)
+    source("worker/tests/golden").join(path)
 }
 
 /// The base that the binary holds: large enough that threads share its operations.
@@ -35,7 +42,7 @@ pub const DEMO: &str = "demo";
 /// Folder of a golden base, or of the demo's.
 fn base_folder(base: &str) -> PathBuf {
     match base {
-        DEMO => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/base")),
+        DEMO => source("demo/base"),
         base => golden(&format!("bases/{base}")),
     }
 }

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Puts into .stage/ all that a machine with a GPU but without Rust needs: `stage.tar.gz`, and `run`,
+# the one command to run there. Small enough to be carried (about 35 MB).
+#   tests/gpu/stage.sh [--release]   the binary as users build it; without, as developers do
+# NVRTC_FOLDER may name where libnvrtc lies: then machine code for sm_90a travels along.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+target=${CARGO_TARGET_DIR:-target}
+profile=debug
+stage=.stage
+options=()
+case ${1:-} in
+    --release)
+        profile=release
+        options=(--release)
+        ;;
+    '') ;;
+    *)
+        echo "stage.sh: unknown argument: $1" >&2
+        exit 1
+        ;;
+esac
+
+# Prints the path of each test binary of that name, built.
+test_binaries() {
+    cargo test --workspace --no-run "$@" 2>&1 | tee /dev/stderr |
+        sed -n 's/^ *Executable.*(\(.*\))$/\1/p'
+}
+
+tests=(--test device_suite --test proofs)
+[ ! -e worker/tests/whole/main.rs ] || tests+=(--test whole)
+
+rm -rf "$stage"
+mkdir -p "$stage/tree/bin" "$stage/tree/data"
+cargo build --workspace "${options[@]}" --bin loquetier
+strip -o "$stage/tree/bin/loquetier" "$target/$profile/loquetier"
+test_binaries "${tests[@]}" | while read -r path; do
+    name=$(basename "$path")
+    strip -o "$stage/tree/bin/${name%-*}" "$path"
+done
+
+# Files that tests and measurements read, where they lie in the repository.
+for path in worker/tests/golden worker/tests/whole demo/base demo/data bench; do
+    [ -e "$path" ] || continue
+    mkdir -p "$stage/tree/source/$(dirname "$path")"
+    cp -r "$path" "$stage/tree/source/$path"
+done
+gsm8k=${GSM8K:-../shared/data/gsm8k_train.jsonl}
+if [ -e "$gsm8k" ]; then
+    cp "$gsm8k" "$stage/tree/data/gsm8k_train.jsonl"
+else
+    echo "stage.sh: no $gsm8k: F2 and F3 cannot be measured with it; name it with GSM8K=FILE" >&2
+fi
+git describe --always --dirty --abbrev=10 >"$stage/tree/commit"
+if [ -n "${NVRTC_FOLDER:-}" ]; then
+    LD_LIBRARY_PATH=$NVRTC_FOLDER "$stage/tree/bin/loquetier" \
+        kernels compile --arch sm_90a --out "$stage/tree/kernels"
+fi
+
+cp tests/gpu/run.sh "$stage/run"
+tar -C "$stage/tree" -czf "$stage/stage.tar.gz" .
+rm -rf "$stage/tree"
+du -h "$stage"/*
+echo "carry $stage to the machine and run there: $stage/run"
