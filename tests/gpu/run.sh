@@ -67,7 +67,7 @@ start() {
 tests() {
     local binary=$1
     shift
-    "$bin/$binary" --include-ignored "${FILTER:-$device}" "$@"
+    "$bin/$binary" --include-ignored "${FILTER-$device}" "$@"
 }
 
 suite() { tests device_suite; }
