@@ -32,6 +32,10 @@ pub struct CommonArgs {
     /// Folder of a base in Hugging Face layout; with neither, the embedded demo base.
     #[arg(long, global = true, env = "LOQUETIER_BASE_MODEL")]
     pub base_model: Option<PathBuf>,
+    /// Rows of one step, all kinds together; by default what `serve` takes on that device.
+    #[arg(long, global = true, env = "LOQUETIER_STEP_ROWS",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    pub step_rows: Option<usize>,
     /// Append the figures to this file, one JSON object a line.
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "quick")]
     pub json: Option<PathBuf>,

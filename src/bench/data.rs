@@ -30,8 +30,9 @@ pub fn full_rows(random: &mut Random, grid: Grid, steps: usize, vocab: usize) ->
     (0..grid.count * steps).map(|_| vec![sequence(random)]).collect()
 }
 
-/// The chats of a file that fit `max_tokens`; longer ones are cut there.
-pub fn chats(path: &Path, max_tokens: usize) -> anyhow::Result<Arc<Vec<Example>>> {
+/// The chats of a file, cut where they are longer than `max_tokens`. Ids that a base of a smaller
+/// vocabulary has not become others, as it has no words for them anyway.
+pub fn chats(path: &Path, max_tokens: usize, vocab: usize) -> anyhow::Result<Arc<Vec<Example>>> {
     let files = embedded::open()?;
     let template =
         ChatTemplate::parse(files.text("tokenizer_config.json"), files.text("chat_template.jinja"));
@@ -52,7 +53,7 @@ pub fn chats(path: &Path, max_tokens: usize) -> anyhow::Result<Arc<Vec<Example>>
     let mut examples = Vec::with_capacity(dataset.examples.len());
     for example in &dataset.examples {
         let sequence = |sequence: dataset::Sequence| Sequence {
-            tokens: sequence.tokens,
+            tokens: sequence.tokens.into_iter().map(|id| id % vocab as u32).collect(),
             trained: sequence.trained,
         };
         let sequences: Example =

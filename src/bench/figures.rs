@@ -63,7 +63,7 @@ pub struct Origin {
 }
 
 impl Report {
-    /// Writes the head of the table.
+    /// Says what is measured.
     pub fn new(
         device: &str,
         base: &str,
@@ -75,16 +75,20 @@ impl Report {
             file.with_context(|| format!("--json {}", path.display()))
         };
         println!("{base} on {device}");
-        println!(
-            "{:<11} {:>10} {:<11} {:>9} {:>6} {:>9} {:>6}  details",
-            "figure", "value", "unit", "ceiling", "of it", "peer", "ratio"
-        );
         Ok(Self {
             known: device.contains("H200") && base == "llama3-8b",
             origin,
             json: json.map(open).transpose()?,
             values: Vec::new(),
         })
+    }
+
+    /// Writes the head of the table.
+    pub fn head(&self) {
+        println!(
+            "{:<11} {:>10} {:<11} {:>9} {:>6} {:>9} {:>6}  details",
+            "figure", "value", "unit", "ceiling", "of it", "peer", "ratio"
+        );
     }
 
     /// A figure with a ceiling of its own, which no goal names.

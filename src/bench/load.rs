@@ -13,9 +13,10 @@ pub fn load<D: Device>(
     device: &D,
     base: &Base,
     repeats: usize,
-    report: &mut Report,
+    report: &Report,
 ) -> anyhow::Result<()> {
     let bytes = base.file_bytes()? as f64;
+    report.head();
     for round in 0..=repeats {
         let start = Instant::now();
         let weights = base.weights(device, POSITIONS)?;

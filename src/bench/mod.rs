@@ -30,28 +30,29 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn measure<D: Device>(device: D, args: &BenchArgs) -> anyhow::Result<()> {
-    let CommonArgs { repeats, quick, json, commit, .. } = &args.common;
-    let base = Base::open(&args.common)?;
+    let common = &args.common;
+    let CommonArgs { repeats, quick, json, commit, .. } = common;
+    let base = Base::open(common)?;
     let origin = Origin::of_this_run(commit.clone());
-    let mut report = Report::new(&device.name(), &base.name, origin, json.as_deref())?;
+    let report = Report::new(&device.name(), &base.name, origin, json.as_deref())?;
     let lengths = if *quick { Lengths::quick() } else { Lengths::full() };
     match &args.measure {
-        Measure::Load => load::load(&device, &base, *repeats, &mut report),
-        Measure::Smlm(args) => smlm::smlm(&device, base.config(), args, &mut report),
+        Measure::Load => load::load(&device, &base, *repeats, &report),
+        Measure::Smlm(args) => smlm::smlm(&device, base.config(), args, &report),
         Measure::Finetune(args) => {
             let lengths = lengths.finetune(args);
-            Suite::start(device, base, lengths, *repeats, report)?.finetune(args)
+            Suite::start(device, base, lengths, common, report)?.finetune(args)
         }
         Measure::Decode(args) => {
             let lengths = lengths.decode(args);
-            Suite::start(device, base, lengths, *repeats, report)?.decode(args)
+            Suite::start(device, base, lengths, common, report)?.decode(args)
         }
         Measure::Prefill(args) => {
             let lengths = lengths.prefill(args);
-            Suite::start(device, base, lengths, *repeats, report)?.prefill(args)
+            Suite::start(device, base, lengths, common, report)?.prefill(args)
         }
         Measure::All(args) => {
-            Suite::start(device, base, lengths, *repeats, report)?.all(args).map(drop)
+            Suite::start(device, base, lengths, common, report)?.all(args).map(drop)
         }
     }
 }
@@ -78,10 +79,14 @@ mod tests {
         let base = Base::open(&args.common).expect("the demo base");
         let origin = Origin { command: String::new(), commit: String::new() };
         let report = Report::new("cpu", &base.name, origin, None).expect("a report");
-        let suite = Suite::start(device, base, Lengths::quick(), 1, report).expect("an engine");
+        let suite =
+            Suite::start(device, base, Lengths::quick(), &args.common, report).expect("an engine");
         let values = suite.all(all).expect("figures");
         let ids: Vec<&str> = values.iter().map(|(id, _)| *id).collect();
-        assert_eq!(ids, ["D1-base", "D1-adapter", "D2", "D3-1", "D3-32", "D4", "F1", "F2", "F3"]);
+        assert_eq!(
+            ids,
+            ["D1-base", "D1-adapter", "D2", "D3-1", "D3-32", "D4", "F1", "F4", "F2", "F3"]
+        );
         let is_cost = |id: &str| id.starts_with("D3");
         assert!(
             values.iter().all(|(id, value)| value.is_finite() && (is_cost(id) || *value > 0.0))

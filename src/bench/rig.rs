@@ -18,7 +18,8 @@ use worker::engine::command::{
     AdapterWeights, Admission, Choice, Command, Event, Output, SamplingSpec, Target,
 };
 use worker::engine::gauges::Gauges;
-use worker::model::Model;
+use worker::model::{Model, Part};
+use worker::plan::MemoryPlan;
 use worker::text::{TextStart, Tokenizer};
 
 /// Commands and events that may wait; more than any measurement sends at once.
@@ -28,6 +29,9 @@ const CHANNEL: usize = 8192;
 pub struct Rig {
     /// Shapes of the base.
     pub config: BaseConfig,
+    /// Bytes that training takes for a row of its largest micro-batch, workspace included; nothing
+    /// of them is taken by anything else, so idle they hold nothing.
+    pub row_bytes: f64,
     /// Where random prompts come from.
     pub random: Random,
     /// Values of adapters and first weights of jobs.
@@ -48,7 +52,11 @@ impl Rig {
         options: &WorkerOptions,
     ) -> anyhow::Result<Self> {
         let config = base.config().clone();
-        let sizes = options.sizes(&config);
+        let plan = options.plan::<D>(&config, device.memory()?)?;
+        println!("device memory:\n{plan}");
+        let training_bytes = training_bytes(&plan);
+        let sizes = plan.sizes;
+        let arena_rows = sizes.arena_rows;
         let engine_options = options.engine();
         let (commands, inbox) = channel(CHANNEL);
         let (outbox, events) = channel(CHANNEL);
@@ -74,6 +82,7 @@ impl Rig {
         started.recv().context("the engine thread ended while it loaded the base")??;
         Ok(Self {
             config,
+            row_bytes: training_bytes as f64 / arena_rows as f64,
             random: Random::new(1),
             values: AdapterValues::new(),
             tokenizer: super::data::tokenizer()?,
@@ -151,6 +160,11 @@ impl Rig {
             _ => Ok(()),
         }
     }
+}
+
+fn training_bytes(plan: &MemoryPlan) -> u64 {
+    let counts = |name: &str| name == Part::Arena.name() || name.contains("workspace");
+    plan.parts.iter().filter(|part| counts(part.0)).map(|part| part.1).sum()
 }
 
 /// Layout of an adapter, alpha twice its rank.

@@ -217,11 +217,12 @@ pub fn smlm<D: Device>(
     device: &D,
     config: &BaseConfig,
     args: &SmlmArgs,
-    report: &mut Report,
+    report: &Report,
 ) -> anyhow::Result<()> {
     ensure!(args.segments > 0 && args.rows >= args.segments, "each segment needs a row");
     ensure!(args.ranks.iter().all(|rank| (1..=256).contains(rank)), "ranks are 1 to 256");
     let cpu = Cpu::<f32>::new(0)?;
+    report.head();
     let all = [GroupName::Qkv, GroupName::O, GroupName::GateUp, GroupName::Down];
     for name in all.into_iter().filter(|name| args.group.is_none_or(|wanted| wanted == *name)) {
         let case = Case::new(config, args, name)?;

@@ -1,13 +1,13 @@
 //! The measurements by the names that the goals give them, over one engine on one base.
 
-use super::args::{AllArgs, DecodeArgs, FinetuneArgs, Grid, PrefillArgs};
+use super::args::{AllArgs, CommonArgs, DecodeArgs, FinetuneArgs, Grid, PrefillArgs};
 use super::base::Base;
 use super::decode::{Decoded, Decoding, decode, prefill};
 use super::figures::Report;
 use super::finetune::{Trained, Training, train};
 use super::rig::Rig;
 use super::{data, random::Random};
-use kernels::Device;
+use kernels::{Device, Memory};
 use std::path::Path;
 use std::sync::Arc;
 use worker::WorkerOptions;
@@ -121,7 +121,7 @@ impl Lengths {
         Self { jobs: 0, rank, sequences: 1, prefill, adapters, ..self }
     }
 
-    fn options(&self) -> WorkerOptions {
+    fn options(&self, memory: Option<Memory>, step_rows: Option<usize>) -> WorkerOptions {
         let decoded = self.prompt + self.output;
         let context = decoded.max(self.prefill.length + 1);
         // Blocks are filled to their last row only where lengths divide by theirs.
@@ -130,8 +130,9 @@ impl Lengths {
             .max(self.prefill.count * room(self.prefill.length + 1));
         let sequences = self.sequences.max(self.prefill.count);
         let rows = self.micro_rows.max(self.rows.length);
+        let suited = WorkerOptions::suited(memory);
         WorkerOptions {
-            step_rows: rows,
+            step_rows: step_rows.unwrap_or(suited.step_rows),
             max_sequences: sequences,
             max_queue: 2 * sequences,
             max_context: Some(context),
@@ -141,7 +142,7 @@ impl Lengths {
             resident_adapters: self.adapters.max(1),
             max_jobs: self.jobs,
             max_rank: self.rank,
-            ..WorkerOptions::default()
+            ..suited
         }
     }
 }
@@ -160,11 +161,13 @@ impl Suite {
         device: D,
         base: Base,
         lengths: Lengths,
-        repeats: usize,
+        args: &CommonArgs,
         report: Report,
     ) -> anyhow::Result<Self> {
-        let rig = Rig::start(device, base, &lengths.options())?;
-        Ok(Self { rig, lengths, repeats, report })
+        let options = lengths.options(device.memory()?, args.step_rows);
+        let rig = Rig::start(device, base, &options)?;
+        report.head();
+        Ok(Self { rig, lengths, repeats: args.repeats, report })
     }
 
     /// F1, or F2 and F3.
@@ -294,11 +297,15 @@ impl Suite {
             done.losses.1
         );
         let value = rows * done.steps_per_sec();
-        self.report.show(id, "finetune", value, "tokens/s", &details)
+        self.report.show(id, "finetune", value, "tokens/s", &details)?;
+        let megabytes = self.rig.row_bytes / 1e6;
+        let details = "training arena and workspace, by the memory plan";
+        self.report.show(id.map(|_| "F4"), "memory", megabytes, "MB/row", details)
     }
 
     fn chats(&self, path: &Path) -> anyhow::Result<Arc<Vec<Example>>> {
-        data::chats(path, self.lengths.micro_rows)
+        let config = &self.rig.config;
+        data::chats(path, self.lengths.micro_rows.min(config.context), config.vocab)
     }
 
     fn chats_alone(
