@@ -7,8 +7,7 @@ usage() {
 usage: run [PHASE…]     without a phase: --start --suite --proofs
   --start      seconds to the first result with an empty and with a full kernel cache
   --suite      every operation against the CPU, on the GPU
-  --proofs     model, training and engine, on the GPU
-  --whole      the same bases in transformers and PEFT here, and how far each is from float32
+  --proofs     the whole model, beside transformers and PEFT, which this machine's Python needs
   --sanitize   the suite under compute-sanitizer: memcheck, then racecheck
   --bench      F1 to F4 and D1 to D4; the figures go to figures.jsonl
   --peft       the peer, PEFT, measured likewise; the figures go to peft.jsonl
@@ -27,7 +26,7 @@ quick=()
 device=cuda
 while [ $# -gt 0 ]; do
     case $1 in
-        --start | --suite | --proofs | --whole | --sanitize | --bench | --peft) phases+=("${1#--}") ;;
+        --start | --suite | --proofs | --sanitize | --bench | --peft) phases+=("${1#--}") ;;
         --quick) quick=(--quick) ;;
         --cpu) device=cpu ;;
         --help | -h) usage && exit 0 ;;
@@ -63,21 +62,18 @@ start() {
     rm -rf "$cache"
 }
 
-# One test binary, those of its tests that run on the device.
-tests() {
-    local binary=$1
-    shift
-    "$bin/$binary" --include-ignored "${FILTER-$device}" "$@"
+suite() {
+    "$bin/device_suite" --include-ignored "${FILTER-$device}"
 }
 
-suite() { tests device_suite; }
-
-proofs() { tests proofs; }
-
-whole() {
-    local bases=$stage/whole
-    [ -d "$bases" ] || python3 -B "$LOQUETIER_SOURCE/worker/tests/whole/make.py" "$bases"
-    LOQUETIER_WHOLE=$bases "$bin/whole" --include-ignored --nocapture "${FILTER:-}"
+proofs() {
+    local made=$stage/whole
+    if [ "$device" = cpu ]; then
+        "$bin/proofs" "${FILTER-}"
+        return
+    fi
+    [ -d "$made" ] || python3 -B "$LOQUETIER_SOURCE/worker/tests/whole/make.py" "$made"
+    LOQUETIER_WHOLE_MODEL=$made "$bin/proofs" --include-ignored --nocapture "${FILTER-whole_model}"
 }
 
 sanitize() {
@@ -85,7 +81,7 @@ sanitize() {
     for tool in memcheck racecheck; do
         echo "-- $tool"
         compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
-            "$bin/device_suite" --include-ignored "${FILTER:-cuda::}" --test-threads 1
+            "$bin/device_suite" --include-ignored "${FILTER-cuda::}" --test-threads 1
     done
 }
 

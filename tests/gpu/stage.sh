@@ -28,14 +28,11 @@ test_binaries() {
         sed -n 's/^ *Executable.*(\(.*\))$/\1/p'
 }
 
-tests=(--test device_suite --test proofs)
-[ ! -e worker/tests/whole/main.rs ] || tests+=(--test whole)
-
 rm -rf "$stage"
 mkdir -p "$stage/tree/bin" "$stage/tree/data"
 cargo build --workspace "${options[@]}" --bin loquetier
 strip -o "$stage/tree/bin/loquetier" "$target/$profile/loquetier"
-test_binaries "${tests[@]}" | while read -r path; do
+test_binaries --test device_suite --test proofs | while read -r path; do
     name=$(basename "$path")
     strip -o "$stage/tree/bin/${name%-*}" "$path"
 done
