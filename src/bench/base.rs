@@ -5,7 +5,10 @@ use crate::embedded;
 use anyhow::{Context, bail};
 use kernels::Device;
 use std::path::PathBuf;
-use worker::base::{BaseConfig, BaseFiles, BaseWeights};
+use worker::base::{BaseConfig, BaseFiles, BaseWeights, SHAPES};
+
+/// Seed of random weights.
+const SEED: u64 = 1;
 
 /// See the module.
 pub struct Base {
@@ -53,7 +56,7 @@ impl Base {
     ) -> anyhow::Result<BaseWeights<D>> {
         match &self.source {
             Source::Files(files, _) => Ok(BaseWeights::load(device, files, max_positions)?),
-            Source::Random(config) => random(device, config, max_positions),
+            Source::Random(config) => Ok(BaseWeights::random(device, config, SEED, max_positions)?),
         }
     }
 
@@ -77,10 +80,7 @@ impl Base {
     }
 }
 
-fn shape_named(_: &str) -> anyhow::Result<BaseConfig> {
-    bail!("no random weights yet")
-}
-
-fn random<D: Device>(_: &D, _: &BaseConfig, _: usize) -> anyhow::Result<BaseWeights<D>> {
-    bail!("no random weights yet")
+fn shape_named(name: &str) -> anyhow::Result<BaseConfig> {
+    let known = || format!("--random-weights: '{name}' is none of {}", SHAPES.join(", "));
+    BaseConfig::of_shape(name).with_context(known)
 }

@@ -87,7 +87,7 @@ impl Lengths {
         let micro_rows = self.micro_rows.min(args.micro_rows.max(args.shape.length));
         let rank = if args.jobs == 1 { args.rank } else { 64.max(args.rank) };
         let none = Grid { count: 1, length: 1 };
-        let rows = if args.data.is_none() { args.shape } else { self.rows };
+        let rows = if args.data.is_none() { args.shape } else { none };
         let batch_size = args.batch_size;
         Self {
             rows,
