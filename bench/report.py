@@ -110,14 +110,15 @@ def page(figures, theirs):
     parts = [
         "# Results",
         "Made by `./dev bench-report` from `bench/results/h200.json`; not written by hand.\n\n"
-        "One NVIDIA H200, the Llama-3-8B shape (random bf16 weights), LoRA r 16 on all seven linear\n"
-        "modules unless said otherwise. \"Real\" tokens never count padding; fine-tuning includes the\n"
-        "optimizer; decoding is 128 tokens in, 128 out, prefill excluded. Ceilings are what the\n"
-        "hardware allows, measured on one H200. Where less is better, the ratios are turned round.",
+        "One NVIDIA H200, the Llama-3-8B shape (random bf16 weights), LoRA r 16 on all seven\n"
+        "linear modules unless said otherwise. \"Real\" tokens never count padding; fine-tuning\n"
+        "includes the optimizer; decoding is 128 tokens in, 128 out, prefill excluded. Ceilings\n"
+        "are what the hardware allows, measured on one H200. Where less is better, the ratios are\n"
+        "turned round.",
         table(figures),
     ]
     if theirs:
-        lines = [f"| {PEFT[f['id']]} | {number(f['value'])} {f['unit']} |" for f in theirs]
+        lines = [f"| {PEFT[f['id']]} | {number(f['value'])} tokens/s |" for f in theirs]
         parts += ["## PEFT on the same machine", "\n".join(["| setting | |", "|---|---|", *lines])]
     lines = [
         f"| {f['id']} | `{f['command']}` | {f['commit']} | {f['date']} |" for f in [*figures, *theirs]
@@ -161,7 +162,7 @@ def main():
     for path, text in wanted.items():
         if not path.exists() or path.read_text() != text:
             if "--check" in sys.argv:
-                fail(f"{path.relative_to(ROOT)} does not agree with the figures: ./dev bench-report")
+                fail(f"{path.relative_to(ROOT)} is not of these figures: run ./dev bench-report")
             path.write_text(text)
             print(f"wrote {path.relative_to(ROOT)}")
 

@@ -33,11 +33,11 @@ pub enum Command {
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Measure this build: fine-tuning, decoding, prefill, loading, SMLM.
+    Bench(BenchArgs),
     /// Prepare the GPU kernels; needs no GPU.
     #[command(subcommand)]
     Kernels(KernelsCommand),
-    /// Measure this build: fine-tuning, decoding, prefill, loading, SMLM.
-    Bench(BenchArgs),
     /// Print the OpenAPI document.
     Openapi,
 }

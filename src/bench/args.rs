@@ -20,7 +20,8 @@ pub struct BenchArgs {
 #[derive(Args, Debug, Clone)]
 pub struct CommonArgs {
     /// Device to compute on.
-    #[arg(long, global = true, env = "LOQUETIER_DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
+    #[arg(long, global = true, env = "LOQUETIER_DEVICE", value_enum,
+          default_value_t = DeviceKind::Auto)]
     pub device: DeviceKind,
     /// Threads of the CPU device; 0: one per core.
     #[arg(long, global = true, env = "LOQUETIER_THREADS", default_value_t = 0)]

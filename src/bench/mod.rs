@@ -15,17 +15,18 @@ mod suite;
 
 pub use args::BenchArgs;
 
-use crate::cli::DeviceKind;
+use crate::device::{self, Opened};
 use args::{CommonArgs, Measure};
 use base::Base;
 use figures::{Origin, Report};
-use kernels::{Cpu, Device};
+use kernels::Device;
 use suite::{Lengths, Suite};
 
 /// Runs what the command line asks for. Blocks; the engine has a thread of its own.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    match args.common.device {
-        DeviceKind::Auto | DeviceKind::Cpu => measure(Cpu::<f32>::new(args.common.threads)?, args),
+    match device::open(args.common.device, args.common.threads)? {
+        Opened::Cpu(device) => measure(device, args),
+        Opened::Cuda(device) => measure(device, args),
     }
 }
 
@@ -61,6 +62,7 @@ fn measure<D: Device>(device: D, args: &BenchArgs) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use clap::Parser;
+    use kernels::Cpu;
 
     #[derive(Parser)]
     struct Line {

@@ -345,7 +345,8 @@ fn details(decoded: &Decoded, args: &DecodeArgs) -> String {
         if *adapters == 0 { "base".to_owned() } else { format!("{adapters} adapters r{rank}") };
     let Decoded { step, p99, steps } = decoded;
     format!(
-        "{sequences} sequences, {on}, {prompt} in {output} out, step {:.3} ms, p99 {:.3}, {steps} steps",
+        "{sequences} sequences, {on}, {prompt} in {output} out, step {:.3} ms, p99 {:.3}, \
+         {steps} steps",
         step.as_secs_f64() * 1e3,
         p99.as_secs_f64() * 1e3
     )
