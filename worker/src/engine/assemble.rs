@@ -7,11 +7,36 @@ use kernels::tables::{SegmentRow, SequenceRow};
 
 /// Appends the plan's rows to a batch that may hold a training chunk already.
 pub fn append(batch: &mut Batch, plan: &Plan, scheduler: &Scheduler, block_size: usize) {
+    let training = batch.segments.len();
     for share in &plan.shares {
         if let Some(sequence) = scheduler.get(share.id) {
+            append_segment(batch, training, share, sequence);
             append_share(batch, share, sequence, block_size);
         }
     }
+}
+
+/// Adds rows to the segment table, `training` values of which are the training chunk's: to the
+/// last segment where it has the same adapter and ends there, else as a new one.
+fn append_segment(batch: &mut Batch, training: usize, share: &Share, sequence: &Sequence) {
+    let Some(slot) = sequence.slot else { return };
+    let row = batch.rows() as i32;
+    let rank_rows = batch.rank_rows as i32;
+    batch.rank_rows += share.rows * sequence.rank;
+    let (_, inference) = batch.segments.split_at_mut(training);
+    if let Some(last) = inference.chunks_exact_mut(SegmentRow::WIDTH).next_back()
+        && last[SegmentRow::SLOT] == slot as i32
+        && last[SegmentRow::ROW] + last[SegmentRow::ROWS] == row
+    {
+        last[SegmentRow::ROWS] += share.rows as i32;
+        return;
+    }
+    let mut segment = [0; SegmentRow::WIDTH];
+    segment[SegmentRow::ROW] = row;
+    segment[SegmentRow::ROWS] = share.rows as i32;
+    segment[SegmentRow::SLOT] = slot as i32;
+    segment[SegmentRow::S_START] = rank_rows;
+    batch.segments.extend_from_slice(&segment);
 }
 
 fn append_share(batch: &mut Batch, share: &Share, sequence: &Sequence, block_size: usize) {
@@ -31,16 +56,6 @@ fn append_share(batch: &mut Batch, share: &Share, sequence: &Sequence, block_siz
     let held = (share.first + share.rows).div_ceil(block_size);
     batch.blocks.extend(sequence.blocks[..held].iter().map(|block| *block as i32));
 
-    if let Some(slot) = sequence.slot {
-        let mut segment = [0; SegmentRow::WIDTH];
-        segment[SegmentRow::ROW] = row as i32;
-        segment[SegmentRow::ROWS] = share.rows as i32;
-        segment[SegmentRow::SLOT] = slot as i32;
-        segment[SegmentRow::S_START] = batch.rank_rows as i32;
-        segment[SegmentRow::POSITION] = share.first as i32;
-        batch.segments.extend_from_slice(&segment);
-        batch.rank_rows += share.rows * sequence.rank;
-    }
     if share.sample {
         batch.sample_rows.push((row + share.rows - 1) as i32);
     }

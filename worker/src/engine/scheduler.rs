@@ -110,6 +110,8 @@ impl Scheduler {
             self.waiting.pop_front();
             self.running.push(id);
         }
+        // Rows of one adapter stand together: they are one segment, whose weights are read once.
+        plan.shares.sort_by_key(|share| self.sequences.get(&share.id).and_then(|s| s.slot));
         plan
     }
 
