@@ -113,6 +113,7 @@ impl WorkerOptions {
             tpot: self.tpot,
             least_rows: 16,
             graphs: false,
+            trace: None,
             poison: self.poison,
         }
     }

@@ -90,13 +90,13 @@ macro_rules! device {
                 Ok(())
             }
             fn download_act(&self, src: Read<'_, $t>) -> Result<Ticket<Vec<f32>>> {
-                Ok(Ticket::ready(src.slice().iter().map(|value| value.to_f32()).collect()))
+                Ok(self.ticket(src.slice().iter().map(|value| value.to_f32()).collect()))
             }
             fn download_wide(&self, src: Read<'_, $t>) -> Result<Ticket<Vec<f32>>> {
                 self.download_act(src)
             }
             fn download_int(&self, src: Read<'_, i32>) -> Result<Ticket<Vec<i32>>> {
-                Ok(Ticket::ready(src.slice().to_vec()))
+                Ok(self.ticket(src.slice().to_vec()))
             }
             fn copy_act(&self, dst: Write<'_, $t>, src: Read<'_, $t>) -> Result<()> {
                 dst.slice_mut().copy_from_slice(src.slice());
@@ -139,7 +139,7 @@ macro_rules! device {
                 Ok(())
             }
             fn mark(&self) -> Result<Ticket<f64>> {
-                Ok(Ticket::ready(self.opened.elapsed().as_secs_f64()))
+                Ok(self.ticket(self.opened.elapsed().as_secs_f64()))
             }
             fn replay(&self, _key: u64, ops: &mut dyn FnMut(&Self) -> Result<()>) -> Result<()> {
                 ops(self)

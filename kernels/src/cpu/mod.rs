@@ -33,7 +33,7 @@ use std::time::Instant;
 
 pub use float::Float;
 
-use crate::{Buffer, Device, In, Out, Result};
+use crate::{Buffer, Device, In, Out, Result, Ticket};
 use threads::Threads;
 
 /// A device whose memory is plain vectors and which has done everything when a call returns.
@@ -41,6 +41,7 @@ pub struct Cpu<T> {
     threads: Threads,
     opened: Instant,
     taken: [AtomicUsize; 3],
+    late: usize,
     precision: PhantomData<fn() -> T>,
 }
 
@@ -50,7 +51,22 @@ impl<T: Float> Cpu<T> {
     pub fn new(threads: usize) -> Result<Self> {
         let threads = Threads::new(threads)?;
         let (opened, taken) = (Instant::now(), Default::default());
-        Ok(Self { threads, opened, taken, precision: PhantomData })
+        Ok(Self { threads, opened, taken, late: 0, precision: PhantomData })
+    }
+
+    /// The same device, whose tickets say that they are ready only when they were asked `polls`
+    /// times: tests prove with it that results may come late.
+    pub fn late(self, polls: usize) -> Self {
+        Self { late: polls, ..self }
+    }
+
+    fn ticket<V: Send + 'static>(&self, value: V) -> Ticket<V> {
+        if self.late == 0 {
+            return Ticket::ready(value);
+        }
+        let left = AtomicUsize::new(self.late);
+        let ask = move || left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_err();
+        Ticket::pending(move || Ok(value), ask)
     }
 
     fn count(&self, kind: usize, len: usize) {

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::command::{AdapterWeights, Event, JobEvent, JobStart, Purpose};
-use super::training::{Job, Life, Pending};
+use super::training::{Job, Life};
 use crate::adapters::pages::Run;
 use crate::adapters::registry::Slot;
 use crate::train::{JobSpec, Kind, Sequence, Trainer};
@@ -151,6 +151,7 @@ impl<D: Device> Engine<D> {
 
     /// Sends news whose copies have come, and lets go of jobs that end.
     pub(super) fn settle_jobs(&mut self) -> Result<()> {
+        self.collect_results()?;
         let numbers: Vec<u64> = self.training.jobs.keys().copied().collect();
         for number in numbers {
             while let Some(event) = self.next_news(number)? {
@@ -165,13 +166,27 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
+    /// Gives jobs the losses that have come.
+    fn collect_results(&mut self) -> Result<()> {
+        while let Some(cursor) = self.training.settling.front_mut() {
+            let Some(results) = cursor.settle()? else { return Ok(()) };
+            self.training.settling.pop_front();
+            for result in results {
+                if let Some(job) = self.training.jobs.get_mut(&result.job) {
+                    job.trainer.result(&result);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn next_news(&mut self, number: u64) -> Result<Option<Event>> {
         let Some(job) = self.training.jobs.get_mut(&number) else { return Ok(None) };
-        if !job.news.front().is_some_and(Pending::is_ready) {
+        if !job.news.front().is_some_and(|news| news.is_ready(&job.trainer)) {
             return Ok(None);
         }
         let Some(news) = job.news.pop_front() else { return Ok(None) };
-        Ok(Some(Event::Job(job.id.clone(), news.into_event()?)))
+        Ok(Some(Event::Job(job.id.clone(), news.into_event(&mut job.trainer)?)))
     }
 
     fn let_go(&mut self, number: u64) -> Result<()> {

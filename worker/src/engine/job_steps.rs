@@ -1,15 +1,15 @@
 //! What a job computes: micro-batches in slices, the optimizer step, published weights, snapshots.
 
-use super::Engine;
+use super::backlog::Work;
 use super::command::Purpose;
-use super::pace::Allowance;
+use super::handout::Flight;
 use super::training::{Life, Pending};
+use super::{Engine, NAP};
 use crate::adapters::registry::Slot;
 use crate::train::pack::Budget;
-use crate::train::{Cursor, ItemResult, Kind, Next, Slice};
+use crate::train::{Cursor, Kind, Next, Slice};
 use kernels::tables::PAGE;
 use kernels::{AdamW, AdamWState, Device, In, Out, Result};
-use std::time::Instant;
 
 impl<D: Device> Engine<D> {
     /// Starts a micro-batch when none is in flight and examples are due.
@@ -37,62 +37,105 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// Loss and backward slices, as many as the allowance holds.
-    pub(super) fn train_slices(&mut self, allowance: Allowance) -> Result<()> {
-        let start = Instant::now();
-        let mut done = 0;
-        while self.pace.another_slice(allowance, start.elapsed(), done) {
-            let before = start.elapsed();
-            if !self.train_slice()? {
-                break;
-            }
-            self.pace.saw_slice(start.elapsed() - before);
-            done += 1;
+    /// One slice while nobody chats, unless the device has enough to do. False: nothing was done.
+    pub(super) fn train_alone(&mut self) -> Result<bool> {
+        if self.backlog.is_full() {
+            return Ok(false);
         }
-        Ok(())
+        match self.training.slice(self.model.sizes.loss_rows) {
+            Some(slice) => self.train_slice(slice).map(|()| true),
+            None => Ok(false),
+        }
     }
 
-    /// One slice. False: there is none now.
-    fn train_slice(&mut self) -> Result<bool> {
-        let Some(cursor) = &mut self.training.cursor else { return Ok(false) };
-        match cursor.slice(self.model.sizes.loss_rows) {
-            None => return Ok(false),
-            Some(Slice::Loss { first, count }) => {
-                let gradient = cursor.kind() == Kind::Train;
-                let ticket = self.model.loss_slice(first, count, gradient)?;
-                cursor.loss_enqueued(count, ticket);
-            }
-            Some(Slice::Layer(layer)) => {
-                self.model.backward_layer(layer, cursor.extent())?;
-                cursor.layer_enqueued();
-            }
-            Some(Slice::Settle) => {
-                let Some(results) = cursor.settle()? else { return Ok(false) };
-                self.training.cursor = None;
-                for result in results {
-                    self.sequence_done(&result)?;
+    /// Loss and backward slices beside a step of `rows` rows, as many as the objective leaves time
+    /// for and always one; each when the one before the last has ended, so that what is due next
+    /// never waits for more than one slice that waits itself.
+    pub(super) fn train_beside(&mut self, rows: usize) -> Result<bool> {
+        let budget = self.pace.slice_budget(rows);
+        let (mut spent, mut done) = (0.0, 0);
+        while let Some(slice) = self.training.slice(self.model.sizes.loss_rows) {
+            if let Some(work) = self.training.work(slice) {
+                if done > 0 && !self.pace.fits(&work, spent, budget) {
+                    break;
                 }
+                self.wait_for_slices()?;
+                spent += self.pace.expect(&work);
             }
+            self.train_slice(slice)?;
+            done += 1;
         }
         Ok(true)
     }
 
-    fn sequence_done(&mut self, result: &ItemResult) -> Result<()> {
-        let Some(job) = self.training.jobs.get_mut(&result.job) else { return Ok(()) };
+    /// Waits until one slice at most has not ended. Tokens that come meanwhile leave at once: the
+    /// device has work.
+    fn wait_for_slices(&mut self) -> Result<()> {
+        loop {
+            self.learn()?;
+            if self.flight.as_ref().is_some_and(Flight::is_ready) {
+                self.take()?;
+                self.hand_out()?;
+            }
+            if self.backlog.slices() <= 1 {
+                return Ok(());
+            }
+            std::thread::sleep(NAP);
+        }
+    }
+
+    fn train_slice(&mut self, slice: Slice) -> Result<()> {
+        let work = self.training.work(slice);
+        let Some(cursor) = &mut self.training.cursor else { return Ok(()) };
+        let start = self.model.device.mark()?;
+        match slice {
+            Slice::Loss { first, count } => {
+                let gradient = cursor.kind() == Kind::Train;
+                let ticket = self.model.loss_slice(first, count, gradient)?;
+                cursor.loss_enqueued(count, ticket);
+            }
+            Slice::Layer(layer) => {
+                self.model.backward_layer(layer, cursor.extent())?;
+                cursor.layer_enqueued();
+            }
+            Slice::Settle => return self.settle_micro(),
+        }
+        match work {
+            Some(work) => self.enqueued(work, start),
+            None => Ok(()),
+        }
+    }
+
+    /// All work of the micro-batch is enqueued: the next one may begin, optimizer steps that are
+    /// due are enqueued, and losses are looked at when they have come.
+    fn settle_micro(&mut self) -> Result<()> {
+        let Some(cursor) = self.training.cursor.take() else { return Ok(()) };
+        let jobs = cursor.jobs();
+        self.training.settling.push_back(cursor);
+        for job in jobs {
+            self.sequence_enqueued(job)?;
+        }
+        Ok(())
+    }
+
+    fn sequence_enqueued(&mut self, number: u64) -> Result<()> {
+        let Some(job) = self.training.jobs.get_mut(&number) else { return Ok(()) };
         if matches!(job.life, Life::Leaving | Life::Resting) {
             return Ok(());
         }
-        match job.trainer.done(result) {
+        match job.trainer.enqueued() {
             None => return Ok(()),
             Some(Next::Report) => {}
             Some(Next::Update(step)) => {
-                self.update(result.job, step)?;
-                self.publish(result.job)?;
+                let start = self.model.device.mark()?;
+                self.update(number, step)?;
+                self.publish(number)?;
+                self.enqueued(Work::Update, start)?;
             }
         }
-        let Some(job) = self.training.jobs.get_mut(&result.job) else { return Ok(()) };
+        let Some(job) = self.training.jobs.get_mut(&number) else { return Ok(()) };
         if job.trainer.step_complete() {
-            self.report(result.job)?;
+            self.report(number)?;
         }
         Ok(())
     }
@@ -142,10 +185,10 @@ impl<D: Device> Engine<D> {
     /// A step is complete: its metrics leave, then the states that are due.
     fn report(&mut self, number: u64) -> Result<()> {
         let Some(job) = self.training.jobs.get_mut(&number) else { return Ok(()) };
-        let (metrics, due) = job.trainer.report();
+        let due = job.trainer.report();
         let norm = job.norm.take();
         let pausing = job.life == Life::Pausing;
-        job.news.push_back(Pending::Step { metrics, norm });
+        job.news.push_back(Pending::Step { norm });
         if due.finish {
             self.snapshot(number, Purpose::Finish)?;
             return self.rest(number);
@@ -168,8 +211,9 @@ impl<D: Device> Engine<D> {
         let (start, len) = (run.page * PAGE, job.layout.len());
         let (device, train) = (&self.model.device, &self.model.train);
         let copy = |buffer: &D::Wide| device.download_wide(In::range(buffer, start, len));
+        let mark = device.mark()?;
         let state = [copy(&train.params)?, copy(&train.m)?, copy(&train.v)?];
         job.news.push_back(Pending::Snapshot { purpose, step: job.trainer.step(), state });
-        Ok(())
+        self.enqueued(Work::Copy { bytes: 12 * len }, mark)
     }
 }

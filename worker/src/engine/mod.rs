@@ -1,37 +1,46 @@
 //! The engine: one loop that serves and trains in the same batches.
 //!
 //! One thread, at its own pace: take commands, plan, run, hand out. No await, no input or output,
-//! no device allocation after start. It waits for nothing but the step's own sampled tokens, and
-//! for a command when there is nothing to do.
+//! no device allocation after start. It waits for nothing but a step's sampled tokens, for the
+//! device to come near the end of what it was given, and for a command when there is nothing to do.
 
 mod assemble;
+pub mod backlog;
 pub mod blocks;
 pub mod command;
 mod draw;
 pub mod gauges;
+mod handout;
 mod job_life;
 mod job_steps;
 mod pace;
 mod scheduler;
 mod sequence;
 mod serving;
+pub mod trace;
 mod training;
 
 use crate::adapters::registry::Registry;
-use crate::model::{Batch, Model, SampleRows, bucket};
+use crate::model::{Batch, Model, SampleRows, Sampled, bucket};
+use backlog::{Backlog, Work};
 use blocks::BlockPool;
 use command::{Command, Event, Output, RequestKey};
 use gauges::Gauges;
-use kernels::{Device, Result};
+use handout::{Flight, Taken};
+use kernels::{Device, Result, Ticket};
 use pace::Pace;
 use scheduler::{Plan, Scheduler, StepLimits};
 use serving::Serving;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{Receiver, Sender};
+use trace::Trace;
 use training::Training;
+
+/// Pause of a loop that waits for the device alone.
+const NAP: Duration = Duration::from_micros(50);
 
 /// Bounds and objectives of the loop.
 #[derive(Clone, Debug)]
@@ -49,6 +58,8 @@ pub struct Options {
     /// Treat the device as one that records graphs and works while the host goes on, whatever it
     /// says: tests prove with it that this changes no result.
     pub graphs: bool,
+    /// Records what the device did and when.
+    pub trace: Option<Trace>,
     /// Fill freed memory with NaN: tests prove with it that nothing reads what it did not write.
     pub poison: bool,
 }
@@ -68,6 +79,9 @@ pub struct Engine<D: Device> {
     pace: Pace,
     batch: Batch,
     sample_rows: SampleRows,
+    backlog: Backlog,
+    flight: Option<Flight>,
+    taken: Vec<Taken>,
     outputs: Vec<(RequestKey, Output)>,
     open: bool,
     graphs: bool,
@@ -94,6 +108,9 @@ impl<D: Device> Engine<D> {
             serving: Serving::default(),
             batch: Batch::default(),
             sample_rows: SampleRows::default(),
+            backlog: Backlog::default(),
+            flight: None,
+            taken: Vec::new(),
             outputs: Vec::new(),
             open: true,
             graphs: options.graphs || model.device.graphs(),
@@ -127,22 +144,46 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// One step: everything that is due gets rows, training fills what the objective leaves.
+    /// One step: everything that is due gets rows, training fills what the objective leaves. Where
+    /// the device works while the host goes on, this step is launched before the last one's tokens
+    /// are handed out.
     fn step(&mut self) -> Result<()> {
-        let limits = StepLimits {
-            rows: self.model.sizes.step_rows,
-            sample_rows: self.model.sizes.sample_rows,
-            sequences: self.model.sizes.sequences,
-            history: self.model.sizes.history,
-        };
+        self.learn()?;
+        self.take()?;
+        let limits = self.limits();
         let plan = self.scheduler.plan(&mut self.blocks, limits);
+        let inference = plan.rows();
         self.begin_micro()?;
-        let allowance = self.pace.allow(plan.rows(), limits.rows - plan.rows());
-        let micro_rows = self.training.forward_left().min(allowance.rows);
+        let micro_rows = match inference {
+            0 if self.backlog.is_full() => 0,
+            _ => self.pace.allow(inference, limits.rows - inference),
+        };
+        let micro_rows = self.training.forward_left().min(micro_rows);
         self.build(&plan, micro_rows);
-        self.forward(&plan)?;
-        self.train_slices(allowance)?;
-        self.settle_jobs()
+        let mut worked = self.launch(plan)?;
+        if !self.graphs {
+            self.take()?;
+        }
+        self.hand_out()?;
+        worked |= match inference {
+            0 => self.train_alone()?,
+            _ => self.train_beside(inference + micro_rows)?,
+        };
+        self.settle_jobs()?;
+        if !worked {
+            std::thread::sleep(NAP);
+        }
+        Ok(())
+    }
+
+    fn limits(&self) -> StepLimits {
+        let sizes = &self.model.sizes;
+        StepLimits {
+            rows: sizes.step_rows,
+            sample_rows: sizes.sample_rows,
+            sequences: sizes.sequences,
+            history: sizes.history,
+        }
     }
 
     fn build(&mut self, plan: &Plan, micro_rows: usize) {
@@ -155,14 +196,28 @@ impl<D: Device> Engine<D> {
         Gauges::count(&self.gauges.displaced, plan.displaced);
     }
 
-    fn forward(&mut self, plan: &Plan) -> Result<()> {
+    /// Enqueues the step's forward and drawing. False: there is nothing to compute.
+    fn launch(&mut self, plan: Plan) -> Result<bool> {
         if self.options.poison {
             self.model.poison_blocks(&plan.freed)?;
         }
         if self.batch.rows() == 0 {
-            return Ok(());
+            return Ok(false);
         }
-        let start = Instant::now();
+        let micro = self.batch.micro.rows;
+        let work = Work::Step { inference: plan.rows(), micro };
+        let start = self.model.device.mark()?;
+        let sampled = self.forward()?;
+        self.enqueued(work, start)?;
+        self.training.advance(micro);
+        if !plan.shares.is_empty() {
+            self.flight = Some(Flight { plan, sampled, top: self.sample_rows.top });
+        }
+        Gauges::count(&self.gauges.steps, 1);
+        Ok(true)
+    }
+
+    fn forward(&mut self) -> Result<Option<Sampled>> {
         let due = self.batch.sample_rows.len();
         if self.graphs && self.batch.is_decode() {
             let sizes = &self.model.sizes;
@@ -175,15 +230,27 @@ impl<D: Device> Engine<D> {
                 self.model.head(due)?;
             }
         }
-        if due > 0 {
-            let sampled = self.model.sample(&self.sample_rows)?;
-            self.hand_out(plan, sampled)?;
-        } else {
-            self.count_cached(plan);
+        if due == 0 {
+            return Ok(None);
         }
-        self.training.advance(self.batch.micro.rows);
-        self.pace.saw_forward(self.batch.rows(), start.elapsed());
-        Gauges::count(&self.gauges.steps, 1);
+        self.model.sample(&self.sample_rows).map(Some)
+    }
+
+    /// A piece of work was enqueued since `start`.
+    fn enqueued(&mut self, work: Work, start: Ticket<f64>) -> Result<()> {
+        let end = self.model.device.mark()?;
+        self.backlog.push(work, self.pace.expect(&work), start, end);
+        self.learn()
+    }
+
+    /// Learns from the work that has ended.
+    fn learn(&mut self) -> Result<()> {
+        while let Some(done) = self.backlog.pop()? {
+            self.pace.saw(&done.work, done.secs);
+            if let Some(trace) = &self.options.trace {
+                trace.add(done);
+            }
+        }
         Ok(())
     }
 
@@ -207,7 +274,10 @@ impl<D: Device> Engine<D> {
     }
 
     fn is_idle(&self) -> bool {
-        self.scheduler.is_empty() && self.training.is_idle() && self.outputs.is_empty()
+        self.scheduler.is_empty()
+            && self.training.is_idle()
+            && self.outputs.is_empty()
+            && self.flight.is_none()
     }
 
     fn obey(&mut self, command: Command) -> Result<()> {

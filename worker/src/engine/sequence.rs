@@ -1,7 +1,7 @@
 //! One choice of a request while it runs: its tokens, blocks and slot. Plain data.
 
 use super::blocks::Block;
-use super::command::{Drawn, Finish, RequestKey, SamplingSpec};
+use super::command::{Finish, RequestKey, SamplingSpec};
 use crate::adapters::registry::Slot;
 use crate::text::Detokenizer;
 use std::sync::Arc;
@@ -46,19 +46,6 @@ pub struct Sequence {
     pub detokenizer: Detokenizer,
 }
 
-/// What a drawn token led to.
-#[derive(Debug, PartialEq)]
-pub struct Advance {
-    /// Index of the token among the generated ones.
-    pub index: u32,
-    /// The token.
-    pub token: Drawn,
-    /// Text that became certain.
-    pub text: String,
-    /// Set when the choice is over.
-    pub finish: Option<Finish>,
-}
-
 impl Sequence {
     /// Tokens generated so far.
     pub fn generated(&self) -> usize {
@@ -88,26 +75,40 @@ impl Sequence {
         self.pending() == 1 && self.cached > 0
     }
 
-    /// Appends a drawn token: decides about the end, and which text may leave.
-    pub fn push(&mut self, token: Drawn) -> Advance {
+    /// Appends a drawn token: its index among the generated ones, and whether it is the last. Stop
+    /// texts are not looked for yet.
+    pub fn append(&mut self, id: u32) -> (u32, Option<Finish>) {
         let index = self.generated() as u32;
-        let id = token.id;
         self.tokens.push(id);
-        if self.shared.end_tokens.contains(&id) {
-            let text = self.detokenizer.finish();
-            return Advance { index, token, text, finish: Some(Finish::Stop) };
-        }
-        self.detokenizer.arm_stops(index >= self.shared.min_tokens);
-        let delta = self.detokenizer.push(id);
-        let mut text = delta.text;
-        let finish = if delta.stopped {
+        let finish = if self.shared.end_tokens.contains(&id) {
             Some(Finish::Stop)
         } else if self.tokens.len() >= self.max_len {
-            text.push_str(&self.detokenizer.finish());
             Some(Finish::Length)
         } else {
             None
         };
-        Advance { index, token, text, finish }
+        (index, finish)
+    }
+
+    /// Text that became certain with an appended token, and how the choice ends with it.
+    pub fn speak(
+        &mut self,
+        index: u32,
+        id: u32,
+        finish: Option<Finish>,
+    ) -> (String, Option<Finish>) {
+        if finish == Some(Finish::Stop) {
+            return (self.detokenizer.finish(), finish);
+        }
+        self.detokenizer.arm_stops(index >= self.shared.min_tokens);
+        let delta = self.detokenizer.push(id);
+        let mut text = delta.text;
+        if delta.stopped {
+            return (text, Some(Finish::Stop));
+        }
+        if finish.is_some() {
+            text.push_str(&self.detokenizer.finish());
+        }
+        (text, finish)
     }
 }

@@ -1,14 +1,14 @@
-//! Requests in the engine: admission, waiting for an adapter, handing tokens out, the end.
+//! Requests in the engine: admission, waiting for an adapter, the end.
 
 use super::Engine;
+use super::backlog::Work;
 use super::command::{
-    AdapterWeights, Admission, Choice, Drawn, Event, Fault, FaultKind, Output, RequestKey, Target,
+    AdapterWeights, Admission, Choice, Event, Fault, FaultKind, Output, RequestKey, Target,
 };
 use super::gauges::ResidentGauge;
-use super::scheduler::Plan;
 use super::sequence::{Sequence, SequenceId, Shared};
 use crate::adapters::registry::{Attached, Slot};
-use crate::model::{MAX_BIAS, Sampled};
+use crate::model::MAX_BIAS;
 use kernels::tables::SlotRow;
 use kernels::{Device, Result};
 use std::collections::{BTreeMap, VecDeque};
@@ -159,62 +159,14 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Records that the planned rows are cached, in a step that draws nothing.
-    pub(super) fn count_cached(&mut self, plan: &Plan) {
-        for share in &plan.shares {
-            if let Some(sequence) = self.scheduler.get_mut(share.id) {
-                sequence.cached += share.rows;
-            }
-        }
-    }
-
-    /// Gives each sequence its drawn token and sends what became certain.
-    pub(super) fn hand_out(&mut self, plan: &Plan, sampled: Sampled) -> Result<()> {
-        self.count_cached(plan);
-        let top = self.sample_rows.top;
-        let tokens = sampled.tokens.wait()?;
-        let logprobs = sampled.logprobs.wait()?;
-        let top_ids = sampled.top_ids.wait()?;
-        let top_logprobs = sampled.top_logprobs.wait()?;
-        let drawing = plan.shares.iter().filter(|share| share.sample);
-        for (row, share) in drawing.enumerate() {
-            let Some(sequence) = self.scheduler.get_mut(share.id) else { continue };
-            let logprob = sequence.shared.sampling.logprobs.map(|wanted| {
-                let range = row * top..row * top + usize::from(wanted);
-                let ids = top_ids[range.clone()].iter().map(|id| *id as u32);
-                let top = ids.zip(top_logprobs[range].iter().copied()).collect();
-                (logprobs[row], top)
-            });
-            let id = tokens[row] as u32;
-            let bytes = match &logprob {
-                Some(_) => sequence.detokenizer.bytes_of(id).to_vec(),
-                None => Vec::new(),
-            };
-            let advance = sequence.push(Drawn { id, bytes, logprob });
-            let (request, choice) = (sequence.shared.request, sequence.choice);
-            let finish = advance.finish;
-            let output = Output::Tokens {
-                choice,
-                first: advance.index,
-                tokens: vec![advance.token],
-                text: advance.text,
-                finish,
-            };
-            self.outputs.push((request, output));
-            if finish.is_some() {
-                self.release(share.id)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a sequence out of the engine and returns all it held.
-    fn release(&mut self, id: SequenceId) -> Result<()> {
-        let Some(sequence) = self.scheduler.remove(id) else { return Ok(()) };
+    /// Takes a sequence out of the engine and returns all it held to where it came from. A step in
+    /// flight may still read it: whoever gets it next works behind that step.
+    pub(super) fn release(&mut self, id: SequenceId) -> Result<Option<Sequence>> {
+        let Some(mut sequence) = self.scheduler.remove(id) else { return Ok(None) };
         if self.options.poison {
             self.model.poison_blocks(&sequence.blocks)?;
         }
-        self.blocks.give(sequence.blocks);
+        self.blocks.give(std::mem::take(&mut sequence.blocks));
         let request = sequence.shared.request;
         if let Some(left) = self.serving.open.get_mut(&request) {
             *left -= 1;
@@ -222,14 +174,15 @@ impl<D: Device> Engine<D> {
                 self.serving.open.remove(&request);
             }
         }
-        let Some(slot) = sequence.slot else { return Ok(()) };
+        let Some(slot) = sequence.slot else { return Ok(Some(sequence)) };
         if let Some(run) = self.registry.drop_reader(slot)
             && self.options.poison
         {
             self.model.pool.poison(&self.model.device, run.page, run.pages)?;
         }
         self.tell_residents();
-        self.retry_roomless()
+        self.retry_roomless()?;
+        Ok(Some(sequence))
     }
 
     pub(super) fn cancel(&mut self, request: RequestKey) -> Result<()> {
@@ -314,7 +267,9 @@ impl<D: Device> Engine<D> {
         self.apply(&attached)?;
         let slot = attached.slot;
         if let Some(resident) = self.registry.get(slot) {
+            let start = self.model.device.mark()?;
             self.model.pool.write(&self.model.device, resident.run.page, &weights.values)?;
+            self.enqueued(Work::Copy { bytes: 4 * weights.values.len() }, start)?;
         }
         self.tell_residents();
         Ok(Some(slot))

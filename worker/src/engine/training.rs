@@ -1,33 +1,38 @@
 //! Jobs in the engine as plain data: who is here, what each holds, and which examples go next.
 
+use super::backlog::Work;
 use super::command::{JobEvent, Purpose, Snapshot};
 use crate::adapters::layout::AdapterLayout;
 use crate::adapters::pages::{PageRuns, Run};
 use crate::adapters::registry::Slot;
 use crate::model::Batch;
 use crate::train::pack::{Budget, Packer, ReadyJob, Waiting};
-use crate::train::{Cursor, Item, Kind, Sequence, StepMetrics, Trainer};
+use crate::train::{Cursor, Item, Kind, Sequence, Slice, Trainer};
 use kernels::{Result, Ticket};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// A job's news that waits for copies from the device. They leave in order.
 pub(super) enum Pending {
-    Step { metrics: StepMetrics, norm: Option<Ticket<Vec<f32>>> },
+    Step { norm: Option<Ticket<Vec<f32>>> },
     Snapshot { purpose: Purpose, step: usize, state: [Ticket<Vec<f32>>; 3] },
 }
 
 impl Pending {
-    pub(super) fn is_ready(&self) -> bool {
+    /// Whether all it tells has come; a step's losses have where the trainer has its metrics.
+    pub(super) fn is_ready(&self, trainer: &Trainer) -> bool {
         match self {
-            Self::Step { norm, .. } => norm.as_ref().is_none_or(Ticket::is_ready),
+            Self::Step { norm } => {
+                trainer.has_metrics() && norm.as_ref().is_none_or(Ticket::is_ready)
+            }
             Self::Snapshot { state, .. } => state.iter().all(Ticket::is_ready),
         }
     }
 
-    pub(super) fn into_event(self) -> Result<JobEvent> {
+    pub(super) fn into_event(self, trainer: &mut Trainer) -> Result<JobEvent> {
         match self {
-            Self::Step { mut metrics, norm } => {
+            Self::Step { norm } => {
+                let mut metrics = trainer.take_metrics().unwrap_or_default();
                 if let Some(norm) = norm {
                     let norm = norm.wait()?;
                     metrics.skipped = norm[1] == 0.0;
@@ -80,6 +85,8 @@ pub struct Training {
     pub(super) runs: PageRuns,
     pub(super) packer: Packer,
     pub(super) cursor: Option<Cursor>,
+    /// Micro-batches whose work is all enqueued and whose losses have not come, oldest first.
+    pub(super) settling: VecDeque<Cursor>,
     pub(super) last_kind: Kind,
 }
 
@@ -92,6 +99,7 @@ impl Training {
             runs: PageRuns::new(pages),
             packer: Packer::default(),
             cursor: None,
+            settling: VecDeque::new(),
             last_kind: Kind::Evaluate,
         }
     }
@@ -104,6 +112,7 @@ impl Training {
     /// Whether there is nothing to compute and nothing to tell.
     pub fn is_idle(&self) -> bool {
         self.cursor.is_none()
+            && self.settling.is_empty()
             && self.jobs.values().all(|job| {
                 job.news.is_empty()
                     && job.life != Life::Leaving
@@ -115,6 +124,20 @@ impl Training {
     pub fn published(&self, id: &str) -> Option<(Slot, usize)> {
         let job = self.jobs.values().find(|job| job.id == id && job.life != Life::Leaving)?;
         Some((job.serving[job.current], job.version))
+    }
+
+    /// The next piece of work after forward, of the micro-batch in flight.
+    pub(super) fn slice(&self, loss_rows: usize) -> Option<Slice> {
+        self.cursor.as_ref()?.slice(loss_rows)
+    }
+
+    /// What the device has to do for a slice; none: nothing.
+    pub(super) fn work(&self, slice: Slice) -> Option<Work> {
+        match slice {
+            Slice::Loss { count, .. } => Some(Work::Loss { rows: count }),
+            Slice::Layer(_) => Some(Work::Layer { rows: self.cursor.as_ref()?.rows() }),
+            Slice::Settle => None,
+        }
     }
 
     /// Rows of the micro-batch that have not gone forward.

@@ -148,6 +148,11 @@ impl Cursor {
         }
     }
 
+    /// Rows of the micro-batch.
+    pub fn rows(&self) -> usize {
+        self.ids.len()
+    }
+
     /// Rows that still have to go forward.
     pub fn forward_left(&self) -> usize {
         self.ids.len() - self.forwarded
@@ -233,7 +238,12 @@ impl Cursor {
         Ok(Some(self.placed.iter().map(sum).collect()))
     }
 
-    /// Slots that its rows read or train.
+    /// Job of each sequence, in order.
+    pub fn jobs(&self) -> Vec<u64> {
+        self.placed.iter().map(|placed| placed.item.job).collect()
+    }
+
+    /// Whether its rows read or train slots of a job.
     pub fn uses(&self, job: u64) -> bool {
         self.placed.iter().any(|placed| placed.item.job == job)
     }

@@ -11,6 +11,7 @@ pub mod pack;
 pub mod resume;
 pub mod schedule;
 pub mod spec;
+mod tally;
 mod trainer;
 
 pub use cursor::{Cursor, Item, ItemResult, Kind, Slice};

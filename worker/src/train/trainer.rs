@@ -3,10 +3,14 @@
 //! An optimizer step is a barrier: the next step's examples are not due before this step's update,
 //! so weights never change under an example. All else is free: examples may run in any micro-batch,
 //! beside any other job's.
+//!
+//! What follows depends on which examples are *enqueued*, never on what they came to: the device
+//! may be behind. Losses come later, and a step's metrics leave when all of them have.
 
 use super::metrics::StepMetrics;
 use super::order::{dropout_seed, step_examples, steps_per_epoch};
 use super::schedule::learning_rate;
+use super::tally::OpenStep;
 use super::{Example, Item, ItemResult, JobSpec, Kind, Sequence};
 use kernels::AdamW;
 use std::collections::VecDeque;
@@ -26,7 +30,7 @@ pub enum Stage {
     ValidateAll,
 }
 
-/// What follows when a stage's last example is done.
+/// What follows when a stage's last example is enqueued.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Next {
     /// Update the weights, then call [`Trainer::updated`].
@@ -58,8 +62,8 @@ pub struct Trainer {
     queue: VecDeque<(u32, u32)>,
     running: usize,
     step_labels: u64,
-    sums: ItemResult,
-    metrics: StepMetrics,
+    /// Steps that wait for their losses, then the step under way.
+    open: VecDeque<OpenStep>,
 }
 
 impl Trainer {
@@ -79,8 +83,7 @@ impl Trainer {
             queue: VecDeque::new(),
             running: 0,
             step_labels: 0,
-            sums: ItemResult::default(),
-            metrics: StepMetrics::default(),
+            open: VecDeque::new(),
         };
         trainer.begin_step();
         trainer
@@ -136,34 +139,48 @@ impl Trainer {
         Some((item, self.sequence(example, part)))
     }
 
-    /// A sequence is done. `Some` when it was the stage's last.
-    pub fn done(&mut self, result: &ItemResult) -> Option<Next> {
+    /// All work of a sequence is enqueued. `Some` when it was the stage's last.
+    pub fn enqueued(&mut self) -> Option<Next> {
         self.running -= 1;
-        self.sums.loss += result.loss;
-        self.sums.correct += result.correct;
-        self.sums.labels += result.labels;
         if self.running > 0 || !self.queue.is_empty() {
             return None;
         }
-        let sums = std::mem::take(&mut self.sums);
-        let loss = sums.loss / sums.labels as f64;
-        let accuracy = sums.correct as f64 / sums.labels as f64;
-        match self.stage {
-            Stage::Train => {
-                self.metrics.train_loss = loss;
-                self.metrics.train_accuracy = accuracy;
-                return Some(Next::Update(self.optimizer()));
-            }
-            Stage::ValidateBatch => {
-                self.metrics.valid_loss = Some(loss);
-                self.metrics.valid_accuracy = Some(accuracy);
-            }
-            Stage::ValidateAll => {
-                self.metrics.full_valid_loss = Some(loss);
-                self.metrics.full_valid_accuracy = Some(accuracy);
-            }
+        Some(match self.stage {
+            Stage::Train => Next::Update(self.optimizer()),
+            stage => self.after(stage),
+        })
+    }
+
+    /// What a sequence came to; in the order in which they were enqueued.
+    pub fn result(&mut self, result: &ItemResult) {
+        if let Some(step) = self.open.iter_mut().find(|step| step.waits()) {
+            step.add(result);
         }
-        Some(self.after(self.stage))
+    }
+
+    /// Whether all losses of the oldest complete step have come.
+    pub fn has_metrics(&self) -> bool {
+        self.open.len() > 1 && !self.open[0].waits()
+    }
+
+    /// Metrics of the oldest complete step.
+    pub fn take_metrics(&mut self) -> Option<StepMetrics> {
+        if !self.has_metrics() {
+            return None;
+        }
+        self.open.pop_front().map(|step| step.metrics)
+    }
+
+    /// Metrics of the step under way.
+    fn metrics(&mut self) -> Option<&mut StepMetrics> {
+        self.open.back_mut().map(|step| &mut step.metrics)
+    }
+
+    fn expect(&mut self, stage: Stage) {
+        let sequences = self.queue.len();
+        if let Some(step) = self.open.back_mut() {
+            step.expect(stage, sequences);
+        }
     }
 
     fn optimizer(&self) -> AdamW {
@@ -183,9 +200,11 @@ impl Trainer {
     /// The weights were updated: counts the step and says what follows.
     pub fn updated(&mut self, learning_rate: f64) -> Next {
         self.step += 1;
-        self.metrics.step = self.step;
-        self.metrics.total_steps = self.total_steps();
-        self.metrics.learning_rate = learning_rate;
+        let (step, total_steps) = (self.step, self.total_steps());
+        if let Some(metrics) = self.metrics() {
+            (metrics.step, metrics.total_steps) = (step, total_steps);
+            metrics.learning_rate = learning_rate;
+        }
         self.after(Stage::Train)
     }
 
@@ -200,11 +219,13 @@ impl Trainer {
                 let first = self.step / VALIDATE_EVERY * size;
                 let due = (first..first + size).map(|i| (i % n) as u32);
                 self.queue = parts(&self.validation, due);
+                self.expect(Stage::ValidateBatch);
                 return Next::Report;
             }
             if stage != Stage::ValidateAll && self.epoch_over() {
                 self.stage = Stage::ValidateAll;
                 self.queue = parts(&self.validation, 0..self.validation.len() as u32);
+                self.expect(Stage::ValidateAll);
                 return Next::Report;
             }
         }
@@ -217,16 +238,15 @@ impl Trainer {
         self.queue.is_empty() && self.running == 0
     }
 
-    /// The complete step's metrics, and what has to be kept; the next step begins.
-    pub fn report(&mut self) -> (StepMetrics, Due) {
-        let metrics = std::mem::take(&mut self.metrics);
+    /// What has to be kept of the complete step; the next step begins.
+    pub fn report(&mut self) -> Due {
         let due = Due {
             resume: self.step.is_multiple_of(self.spec.training.checkpoint_every_steps),
             epoch: self.epoch_over(),
             finish: self.is_finished(),
         };
         self.begin_step();
-        (metrics, due)
+        due
     }
 
     fn epoch_over(&self) -> bool {
@@ -237,6 +257,7 @@ impl Trainer {
     fn begin_step(&mut self) {
         self.stage = Stage::Train;
         self.queue.clear();
+        self.open.push_back(OpenStep::default());
         if self.is_finished() {
             return;
         }
@@ -251,7 +272,10 @@ impl Trainer {
             tokens += sequence.tokens.len() as u64;
         }
         self.step_labels = labels;
-        self.metrics.tokens = tokens;
+        if let Some(metrics) = self.metrics() {
+            metrics.tokens = tokens;
+        }
+        self.expect(Stage::Train);
     }
 
     /// Takes nothing more; what runs is finished without effect.

@@ -1,7 +1,7 @@
 //! A device that records graphs and works ahead of the host: padded decode steps and launches
 //! before results are handed out change no text, no token and no loss.
 
-use crate::common::jobs::Job;
+use crate::common::jobs::{Job, validation};
 use crate::common::reading::{Reader, blocks, logits};
 use crate::common::rig::{Answer, Rig, choice, options, request, tokenizer};
 use crate::common::{Adapter, Random, bits, model, place, sizes};
@@ -54,13 +54,17 @@ fn padded_decodes_give_the_bits_of_plain_ones() {
     }
 }
 
-/// Chats that end in all ways, through adapters and without, beside a job.
-fn answers(graphs: bool, stop: &[String], end: u32) -> (Vec<Answer>, Vec<JobEvent>) {
+/// Chats that end in all ways, through adapters and without, beside two jobs. Without `polls`: on a
+/// device that works while the engine waits; else on one that works ahead.
+fn answers(polls: Option<usize>, stop: &[String], end: u32) -> (Vec<Answer>, [Vec<JobEvent>; 2]) {
     let mut options = options();
-    options.graphs = graphs;
-    let mut rig = Rig::with(BASE, sizes(), options);
+    options.graphs = polls.is_some();
+    let mut rig = Rig::late(BASE, sizes(), options, polls.unwrap_or(0));
     rig.library.insert("a".to_owned(), Adapter::random(BASE, 5, &Module::ALL, 1));
+    let mut second = Job::new("ftjob-b", BASE, 3, &[Module::Q, Module::Up]);
+    second.validation = validation(4);
     rig.start(&Job::new("ftjob-a", BASE, 4, &Module::ALL));
+    rig.start(&second);
     let keys: Vec<_> = (0..14)
         .map(|at| {
             let target = match at % 3 {
@@ -87,21 +91,24 @@ fn answers(graphs: bool, stop: &[String], end: u32) -> (Vec<Answer>, Vec<JobEven
         .collect();
     let answers = keys.into_iter().map(|key| rig.answer(key)).collect();
     let is_end = |news: &JobEvent| matches!(news, JobEvent::Snapshot(snapshot) if snapshot.purpose == Purpose::Finish);
-    rig.until(|rig| rig.news_of("ftjob-a").last().is_some_and(is_end));
+    let jobs = ["ftjob-a", "ftjob-b"];
+    rig.until(|rig| jobs.iter().all(|job| rig.news_of(job).last().is_some_and(is_end)));
     rig.until_idle();
-    (answers, rig.news_of("ftjob-a").to_vec())
+    (answers, jobs.map(|job| rig.news_of(job).to_vec()))
 }
 
 #[test]
 fn working_ahead_changes_no_answer_and_no_job() {
-    let (plain, _) = answers(false, &[], 95);
+    let (plain, _) = answers(None, &[], 95);
     let stop = tokenizer().decode(&plain[1].tokens[0][4..6], TextStart::Continued);
     let stops: Vec<String> = vec![stop, "e".to_owned()];
     let end = plain[2].tokens[0][3];
-    let (expected, expected_news) = answers(false, &stops, end);
-    let (found, news) = answers(true, &stops, end);
-    assert_eq!(found, expected);
-    assert_eq!(news, expected_news);
+    let (expected, expected_news) = answers(None, &stops, end);
+    for polls in [0, 1, 3, 40] {
+        let (found, news) = answers(Some(polls), &stops, end);
+        assert_eq!(found, expected, "late by {polls}");
+        assert!(news == expected_news, "late by {polls}");
+    }
     let ends = |finish| expected.iter().flat_map(|a| &a.finish).filter(|f| **f == finish).count();
     assert!(ends(Some(Finish::Stop)) > 1 && ends(Some(Finish::Length)) > 1);
 }

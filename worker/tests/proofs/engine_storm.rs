@@ -43,7 +43,7 @@ impl Storm {
         let mut options = options();
         (options.max_jobs, options.target_rows) = (2, 30);
         options.graphs = seed % 2 == 1;
-        let mut rig = Rig::with(BASE, tight, options);
+        let mut rig = Rig::late(BASE, tight, options, seed as usize % 5);
         for at in 0..ADAPTERS {
             rig.library.insert(format!("a{at}"), adapter(at));
         }

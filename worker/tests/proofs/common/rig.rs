@@ -45,6 +45,7 @@ pub fn options() -> Options {
         tpot: Duration::from_millis(50),
         least_rows: 8,
         graphs: false,
+        trace: None,
         poison: true,
     }
 }
@@ -93,8 +94,14 @@ impl Rig {
 
     /// With sizes and options of its own.
     pub fn with(base: &str, sizes: Sizes, options: Options) -> Self {
+        Self::late(base, sizes, options, 0)
+    }
+
+    /// On a device whose results come late, when they were asked for `polls` times.
+    pub fn late(base: &str, sizes: Sizes, options: Options, polls: usize) -> Self {
         tokenizer();
-        let model = model::<f32>(base, 1, sizes);
+        let mut model = model::<f32>(base, 1, sizes);
+        model.device = model.device.late(polls);
         let (commands, inbox) = channel(64);
         let (outbox, events) = channel(4096);
         let gauges = Arc::new(Gauges::default());
