@@ -66,9 +66,10 @@ fn the_cache_takes_what_is_left_and_too_little_is_one_clear_error() {
 fn random_bases_take_what_is_planned_and_repeat() {
     for shape in SHAPES {
         let config = BaseConfig::of_shape(shape).unwrap();
+        let heads = config.heads;
         let footprint = BaseWeights::<Cpu<f32>>::footprint(&config, 16);
         let tables = config.vocab * config.hidden * if config.tied_embeddings { 1 } else { 2 };
-        assert!(footprint.act > tables && config.heads.q_heads % config.heads.kv_heads == 0);
+        assert!(footprint.act > tables && heads.q_heads.is_multiple_of(heads.kv_heads));
     }
     let parameters = |shape| {
         let config = BaseConfig::of_shape(shape).unwrap();
