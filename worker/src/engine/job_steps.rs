@@ -3,7 +3,7 @@
 use super::backlog::Work;
 use super::command::Purpose;
 use super::handout::Flight;
-use super::training::{Life, Pending};
+use super::training::{Life, Pending, fetch};
 use super::{Engine, NAP};
 use crate::adapters::registry::Slot;
 use crate::train::pack::Budget;
@@ -212,7 +212,7 @@ impl<D: Device> Engine<D> {
         let (device, train) = (&self.model.device, &self.model.train);
         let copy = |buffer: &D::Wide| device.download_wide(In::range(buffer, start, len));
         let mark = device.mark()?;
-        let state = [copy(&train.params)?, copy(&train.m)?, copy(&train.v)?];
+        let state = fetch([copy(&train.params)?, copy(&train.m)?, copy(&train.v)?])?;
         job.news.push_back(Pending::Snapshot { purpose, step: job.trainer.step(), state });
         self.enqueued(Work::Copy { bytes: 12 * len }, mark)
     }

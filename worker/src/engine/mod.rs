@@ -126,13 +126,20 @@ impl<D: Device> Engine<D> {
     /// Runs until [`Command::Shutdown`] or until all senders of commands are gone. A fault of the
     /// device ends the loop with [`Event::Broken`]; leases and presence do the rest.
     pub fn run(mut self) {
-        while self.open {
-            if let Err(fault) = self.turn() {
-                tracing::error!(error = %fault, "the device failed, the engine stops");
-                self.emit(Event::Broken(fault.to_string()));
-                return;
-            }
+        if let Err(fault) = self.work() {
+            tracing::error!(error = %fault, "the device failed, the engine stops");
+            self.emit(Event::Broken(fault.to_string()));
         }
+    }
+
+    fn work(&mut self) -> Result<()> {
+        if self.graphs {
+            self.model.record_decodes()?;
+        }
+        while self.open {
+            self.turn()?;
+        }
+        Ok(())
     }
 
     fn turn(&mut self) -> Result<()> {
@@ -220,9 +227,8 @@ impl<D: Device> Engine<D> {
     fn forward(&mut self) -> Result<Option<Sampled>> {
         let due = self.batch.sample_rows.len();
         if self.graphs && self.batch.is_decode() {
-            let sizes = &self.model.sizes;
-            let cap = sizes.step_rows.min(sizes.sample_rows).min(sizes.sequences);
-            self.batch.pad(bucket(due, cap), sizes.max_rank);
+            let rows = bucket(due, self.model.decode_rows_max());
+            self.batch.pad(rows, self.model.sizes.max_rank);
             self.model.decode(&self.batch)?;
         } else {
             self.model.forward(&self.batch)?;

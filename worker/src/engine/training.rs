@@ -8,14 +8,15 @@ use crate::adapters::registry::Slot;
 use crate::model::Batch;
 use crate::train::pack::{Budget, Packer, ReadyJob, Waiting};
 use crate::train::{Cursor, Item, Kind, Sequence, Slice, Trainer};
-use kernels::{Result, Ticket};
+use kernels::{Error, Result, Ticket};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// A job's news that waits for copies from the device. They leave in order.
 pub(super) enum Pending {
     Step { norm: Option<Ticket<Vec<f32>>> },
-    Snapshot { purpose: Purpose, step: usize, state: [Ticket<Vec<f32>>; 3] },
+    Snapshot { purpose: Purpose, step: usize, state: JoinHandle<Result<[Vec<f32>; 3]>> },
 }
 
 impl Pending {
@@ -25,7 +26,7 @@ impl Pending {
             Self::Step { norm } => {
                 trainer.has_metrics() && norm.as_ref().is_none_or(Ticket::is_ready)
             }
-            Self::Snapshot { state, .. } => state.iter().all(Ticket::is_ready),
+            Self::Snapshot { state, .. } => state.is_finished(),
         }
     }
 
@@ -40,12 +41,26 @@ impl Pending {
                 }
                 Ok(JobEvent::Step(metrics))
             }
-            Self::Snapshot { purpose, step, state: [params, m, v] } => {
-                let (params, m, v) = (params.wait()?, m.wait()?, v.wait()?);
+            Self::Snapshot { purpose, step, state } => {
+                let state = state.join().map_err(|_| ended("the thread of a snapshot panicked"))?;
+                let [params, m, v] = state?;
                 Ok(JobEvent::Snapshot(Box::new(Snapshot { purpose, step, params, m, v })))
             }
         }
     }
+}
+
+/// Waits for a job's state on a thread of its own: it is large, and the loop has other work.
+pub(super) fn fetch(
+    [params, m, v]: [Ticket<Vec<f32>>; 3],
+) -> Result<JoinHandle<Result<[Vec<f32>; 3]>>> {
+    let wait = move || Ok([params.wait()?, m.wait()?, v.wait()?]);
+    let thread = std::thread::Builder::new().name("snapshot".to_owned());
+    thread.spawn(wait).map_err(|error| ended(&format!("no thread for a snapshot: {error}")))
+}
+
+fn ended(why: &str) -> Error {
+    Error::Device(why.to_owned())
 }
 
 /// What a job is doing here.

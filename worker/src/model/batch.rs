@@ -60,7 +60,7 @@ impl Batch {
     /// batches. Padded rows are token 0 at position 0; they are written nowhere, belong to no
     /// sequence and no adapter, and nobody reads what they come to. S gets `max_rank` for each row.
     pub fn pad(&mut self, rows: usize, max_rank: usize) {
-        debug_assert!(self.is_decode() && rows >= self.rows());
+        debug_assert!((self.is_decode() || self.rows() == 0) && rows >= self.rows());
         let padding = self.rows() as i32..rows as i32;
         self.ids.resize(rows, 0);
         self.positions.resize(rows, 0);

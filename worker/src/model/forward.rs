@@ -7,8 +7,9 @@ use super::arena::{Arena, LayerArena};
 use super::buffers::{KvCache, StepBuffers, Table, rows, rows_mut};
 use super::groups::Group;
 use super::sampling::output_head;
-use super::{AdapterPool, Batch, Groups, Micro, Model, Sizes};
+use super::{AdapterPool, Batch, Groups, Micro, Model, Sizes, bucket};
 use crate::base::{BaseConfig, BaseWeights, LayerWeights};
+use kernels::tables::SegmentRow;
 use kernels::{Device, In, KvOut, LinearShape, Out, PagedKv, QkNorm, Result, Rope, SmlmGroup};
 
 /// Everything a layer's forward reads and writes beside its own weights.
@@ -47,6 +48,29 @@ impl<D: Device> Model<D> {
             pass.all_layers()?;
             output_head(pass.device, pass.config, pass.base, pass.step, batch.rows())
         })
+    }
+
+    /// Runs a decode of nobody for each number of rows, so that none is recorded while a client
+    /// waits.
+    pub fn record_decodes(&mut self) -> Result<()> {
+        let mut nobody = [0; SegmentRow::WIDTH];
+        nobody[SegmentRow::SLOT] = -1;
+        let (mut rows, cap, max_rank) = (0, self.decode_rows_max(), self.sizes.max_rank);
+        while rows < cap {
+            rows = bucket(rows + 1, cap);
+            for segments in [Vec::new(), nobody.to_vec()] {
+                let mut batch = Batch { segments, ..Batch::default() };
+                batch.pad(rows, max_rank);
+                self.decode(&batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Most rows of a step that only decodes.
+    pub fn decode_rows_max(&self) -> usize {
+        let Sizes { step_rows, sample_rows, sequences, .. } = self.sizes;
+        step_rows.min(sample_rows).min(sequences)
     }
 
     fn pass<'a>(&'a mut self, batch: &'a Batch) -> Pass<'a, D> {
