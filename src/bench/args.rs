@@ -40,6 +40,9 @@ pub struct CommonArgs {
     /// Append the figures to this file, one JSON object a line.
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "quick")]
     pub json: Option<PathBuf>,
+    /// Write what the device did and when to this file, for Chrome's tracing page or Perfetto.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Rounds measured after the warm-up; the figure is the median over all.
     #[arg(long, global = true, default_value_t = 3,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]

@@ -6,6 +6,7 @@ use super::random::{AdapterValues, Random};
 use anyhow::{Context, bail};
 use kernels::{Device, Module};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -18,6 +19,7 @@ use worker::engine::command::{
     AdapterWeights, Admission, Choice, Command, Event, Output, SamplingSpec, Target,
 };
 use worker::engine::gauges::Gauges;
+use worker::engine::trace::Trace;
 use worker::model::{Model, Part};
 use worker::plan::MemoryPlan;
 use worker::text::{TextStart, Tokenizer};
@@ -40,6 +42,8 @@ pub struct Rig {
     commands: Sender<Command>,
     events: Receiver<Event>,
     thread: Option<JoinHandle<()>>,
+    /// What is recorded, and the file it goes to.
+    trace: Option<(Trace, PathBuf)>,
     adapters: HashMap<String, (usize, usize)>,
     next: u64,
 }
@@ -50,6 +54,7 @@ impl Rig {
         device: D,
         base: Base,
         options: &WorkerOptions,
+        trace: Option<PathBuf>,
     ) -> anyhow::Result<Self> {
         let config = base.config().clone();
         let plan = options.plan::<D>(&config, device.memory()?)?;
@@ -57,7 +62,9 @@ impl Rig {
         let training_bytes = training_bytes(&plan);
         let sizes = plan.sizes;
         let arena_rows = sizes.arena_rows;
-        let engine_options = options.engine();
+        let mut engine_options = options.engine();
+        let trace = trace.map(|path| (Trace::default(), path));
+        engine_options.trace = trace.as_ref().map(|trace| trace.0.clone());
         let (commands, inbox) = channel(CHANNEL);
         let (outbox, events) = channel(CHANNEL);
         let (ready, started) = std::sync::mpsc::channel();
@@ -89,6 +96,7 @@ impl Rig {
             commands,
             events,
             thread: Some(thread),
+            trace,
             adapters: HashMap::new(),
             next: 0,
         })
@@ -151,14 +159,19 @@ impl Rig {
         }))
     }
 
-    /// Ends the engine.
+    /// Ends the engine and writes the trace.
     pub fn stop(mut self) -> anyhow::Result<()> {
         self.send(Command::Shutdown)?;
         self.events.close();
         match self.thread.take().map(JoinHandle::join) {
             Some(Err(_)) => bail!("the engine thread panicked"),
-            _ => Ok(()),
+            _ => {}
         }
+        if let Some((trace, path)) = self.trace.take() {
+            std::fs::write(&path, trace.take_chrome().to_string())
+                .with_context(|| format!("--trace: {} cannot be written", path.display()))?;
+        }
+        Ok(())
     }
 }
 

@@ -165,7 +165,7 @@ impl Suite {
         report: Report,
     ) -> anyhow::Result<Self> {
         let options = lengths.options(device.memory()?, args.step_rows);
-        let rig = Rig::start(device, base, &options)?;
+        let rig = Rig::start(device, base, &options, args.trace.clone())?;
         report.head();
         Ok(Self { rig, lengths, repeats: args.repeats, report })
     }
