@@ -43,11 +43,10 @@ for path in worker/tests/golden worker/tests/whole demo/base demo/data bench; do
     mkdir -p "$stage/tree/source/$(dirname "$path")"
     cp -r "$path" "$stage/tree/source/$path"
 done
-gsm8k=${GSM8K:-../shared/data/gsm8k_train.jsonl}
-if [ -e "$gsm8k" ]; then
-    cp "$gsm8k" "$stage/tree/data/gsm8k_train.jsonl"
+if [ -n "${GSM8K:-}" ]; then
+    cp "$GSM8K" "$stage/tree/data/gsm8k_train.jsonl"
 else
-    echo "stage.sh: no $gsm8k: F2 and F3 cannot be measured with it; name it with GSM8K=FILE" >&2
+    echo "stage.sh: without GSM8K=FILE.jsonl (chats of its train set) F2 and F3 cannot be measured" >&2
 fi
 git describe --always --dirty --abbrev=10 >"$stage/tree/commit"
 if [ -n "${NVRTC_FOLDER:-}" ]; then

@@ -18,6 +18,11 @@ const MODULES: usize = 3;
 /// Rows of a block's tile where segments are long, and where they are short.
 const MANY_ROWS: usize = 64;
 const FEW_ROWS: usize = 16;
+/// Rows of a batch up to which its blocks are too few to fill the GPU, and up to which they are
+/// where ranks are small; measured on an H200.
+const SHORT_ROWS: usize = 512;
+const MIDDLE_ROWS: usize = 4096;
+const MIDDLE_RANK: usize = 32;
 /// Columns whose products are one partial sum.
 const SPLIT: usize = 1024;
 /// Columns of a gradient's panel.
@@ -111,17 +116,25 @@ pub(super) fn smlm(
     let splits = group.input.div_ceil(SPLIT);
     let planes = planes(s.len, group.input);
     let sums = cuda.scratch(s.len * planes * size_of::<f32>())?;
-    let few = planes == splits && (rows <= 512 || rows < 32 * segments(group));
-    let (kernel, tile_rows, panel, modules) = match few {
-        true => ("smlm_shrink_few", FEW_ROWS, 512, group.modules.len()),
-        false => ("smlm_shrink", MANY_ROWS, 1024, 1),
+    let short = rows <= SHORT_ROWS || rows < 32 * segments(group);
+    // Tiles of 16 rows read A more often, which pays while more blocks are what is missing.
+    let narrow = rows <= MIDDLE_ROWS && s.len <= rows * group.modules.len() * MIDDLE_RANK;
+    let few = planes == splits && (short || (narrow && rows * splits <= 4 * MIDDLE_ROWS));
+    let (kernel, tile_rows, modules) = match few {
+        true => ("smlm_shrink_few", FEW_ROWS, group.modules.len()),
+        false => ("smlm_shrink", MANY_ROWS, 1),
     };
-    let tiles = tiles(group, rows, tile_rows);
     let tables = Group::new(group);
     let plane = s.len as u64;
-    let grid = Grid::cube(tiles, planes, modules, THREADS);
+    let grid = Grid::cube(tiles(group, rows, tile_rows), planes, modules, THREADS);
     launch!(cuda, kernel, grid, sums, x.address(), plane, tables)?;
+    let (tile_rows, panel) = match (short, narrow) {
+        (true, _) => (FEW_ROWS, 512),
+        (false, true) => (FEW_ROWS, 1024),
+        (false, false) => (MANY_ROWS, 1024),
+    };
     let shared = (tile_rows * TILE_STRIDE * size_of::<bf16>()) as u32;
+    let tiles = tiles(group, rows, tile_rows);
     let grid = Grid::plane(tiles, panels(group, panel), THREADS).with_shared(shared);
     let (plane_count, tile_rows, panel) = (planes as i32, tile_rows as i32, panel as i32);
     launch!(
