@@ -9,23 +9,22 @@ pub enum Opened {
     /// The processor.
     Cpu(Cpu<f32>),
     /// A GPU.
-    Cuda(Cuda),
+    Cuda(Box<Cuda>),
 }
 
-/// Opens a device. With `auto` a GPU that cannot be used is no error: the processor is taken.
+/// Opens a device. `auto` takes the GPU where there is one; one that cannot be used is an error,
+/// not a reason to compute a hundred times more slowly.
 pub fn open(kind: DeviceKind, threads: usize) -> anyhow::Result<Opened> {
     let cpu = || Ok(Opened::Cpu(Cpu::new(threads)?));
     match kind {
         DeviceKind::Cpu => cpu(),
-        DeviceKind::Cuda => {
-            Ok(Opened::Cuda(Cuda::open(0).context("--device cuda: the GPU cannot be used")?))
+        DeviceKind::Auto if !Cuda::is_available() => {
+            tracing::info!("no GPU: computing on the processor");
+            cpu()
         }
-        DeviceKind::Auto => match Cuda::open(0) {
-            Ok(cuda) => Ok(Opened::Cuda(cuda)),
-            Err(reason) => {
-                tracing::info!(%reason, "computing on the processor");
-                cpu()
-            }
-        },
+        DeviceKind::Auto | DeviceKind::Cuda => {
+            let refused = "the GPU cannot be used (--device cpu computes on the processor)";
+            Ok(Opened::Cuda(Box::new(Cuda::open(0).context(refused)?)))
+        }
     }
 }

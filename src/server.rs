@@ -42,7 +42,7 @@ impl Server {
         let name = base_name.clone();
         let worker = match device::open(args.device, args.tuning.threads)? {
             Opened::Cpu(device) => start(device, files, name, args, &storage).await?,
-            Opened::Cuda(device) => start(device, files, name, args, &storage).await?,
+            Opened::Cuda(device) => start(*device, files, name, args, &storage).await?,
         };
         let check = BaseCheck {
             base: base_name.clone(),

@@ -26,7 +26,7 @@ use suite::{Lengths, Suite};
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match device::open(args.common.device, args.common.threads)? {
         Opened::Cpu(device) => measure(device, args),
-        Opened::Cuda(device) => measure(device, args),
+        Opened::Cuda(device) => measure(*device, args),
     }
 }
 

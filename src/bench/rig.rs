@@ -163,9 +163,8 @@ impl Rig {
     pub fn stop(mut self) -> anyhow::Result<()> {
         self.send(Command::Shutdown)?;
         self.events.close();
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Err(_)) => bail!("the engine thread panicked"),
-            _ => {}
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            bail!("the engine thread panicked");
         }
         if let Some((trace, path)) = self.trace.take() {
             std::fs::write(&path, trace.take_chrome().to_string())

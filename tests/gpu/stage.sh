@@ -46,7 +46,7 @@ done
 if [ -n "${GSM8K:-}" ]; then
     cp "$GSM8K" "$stage/tree/data/gsm8k_train.jsonl"
 else
-    echo "stage.sh: without GSM8K=FILE.jsonl (chats of its train set) F2 and F3 cannot be measured" >&2
+    echo "stage.sh: without GSM8K=FILE.jsonl (its train set as chats) no F2 and F3" >&2
 fi
 git describe --always --dirty --abbrev=10 >"$stage/tree/commit"
 if [ -n "${NVRTC_FOLDER:-}" ]; then

@@ -90,7 +90,10 @@ fn answers(polls: Option<usize>, stop: &[String], end: u32) -> (Vec<Answer>, [Ve
         })
         .collect();
     let answers = keys.into_iter().map(|key| rig.answer(key)).collect();
-    let is_end = |news: &JobEvent| matches!(news, JobEvent::Snapshot(snapshot) if snapshot.purpose == Purpose::Finish);
+    let is_end = |news: &JobEvent| match news {
+        JobEvent::Snapshot(snapshot) => snapshot.purpose == Purpose::Finish,
+        _ => false,
+    };
     let jobs = ["ftjob-a", "ftjob-b"];
     rig.until(|rig| jobs.iter().all(|job| rig.news_of(job).last().is_some_and(is_end)));
     rig.until_idle();
