@@ -121,8 +121,8 @@ def page(figures, theirs):
         lines = [f"| {PEFT[f['id']]} | {number(f['value'])} tokens/s |" for f in theirs]
         parts += ["## PEFT on the same machine", "\n".join(["| setting | |", "|---|---|", *lines])]
     lines = [
-        f"| {f['id']} | `{f['command']}` | {f['commit']} | {f['date']} |"
-        for f in [*figures, *theirs]
+        f"| {figure['id']} | `{figure['command']}` | {figure['commit']} | {figure['date']} |"
+        for figure in [*figures, *theirs]
     ]
     head = ["| figure | command | commit | date |", "|---|---|---|---|"]
     parts += ["## Commands", "\n".join(head + lines)]

@@ -5,6 +5,7 @@ use anyhow::Context;
 use kernels::{Cpu, Cuda};
 
 /// A device ready for work.
+#[allow(clippy::large_enum_variant, reason = "there is one, moved once")]
 pub enum Opened {
     /// The processor.
     Cpu(Cpu<f32>),

@@ -177,7 +177,7 @@ pub enum GroupName {
 #[derive(Args, Debug, Clone)]
 pub struct AllArgs {
     /// Chat examples of F2 and F3.
-    #[arg(long, default_value = "shared/data/gsm8k_train.jsonl")]
+    #[arg(long)]
     pub data: PathBuf,
     /// How long at least to measure each of F2 and F3.
     #[arg(long, default_value_t = 60.0)]

@@ -85,17 +85,24 @@ sanitize() {
     done
 }
 
+# Prints the file of chats to train on.
+chats() {
+    local staged=$stage/data/chats.jsonl
+    [ -e "$staged" ] || [ ${#quick[@]} -eq 0 ] || staged=$LOQUETIER_SOURCE/demo/data/pirate.jsonl
+    echo "$staged"
+}
+
 bench() {
     local json=(--json "$out/figures.jsonl")
     [ ${#quick[@]} -eq 0 ] || json=()
     # shellcheck disable=SC2206  # words of a command line
     local what=(${BENCH:-all --random-weights llama3-8b})
-    [ "${what[0]}" != all ] || what+=(--data "$stage/data/gsm8k_train.jsonl")
+    [ "${what[0]}" != all ] || what+=(--data "$(chats)")
     "$bin/loquetier" bench "${what[@]}" "${json[@]}" "${quick[@]}"
 }
 
 peft() {
-    python3 -B "$LOQUETIER_SOURCE/bench/peft.py" --data "$stage/data/gsm8k_train.jsonl" \
+    python3 -B "$LOQUETIER_SOURCE/bench/peft.py" --data "$(chats)" \
         --tokenizer "$LOQUETIER_SOURCE/demo/base" --json "$out/peft.jsonl" "${quick[@]}"
 }
 

@@ -2,6 +2,7 @@
 # Puts into .stage/ all that a machine with a GPU but without Rust needs: `stage.tar.gz`, and `run`,
 # the one command to run there. Small enough to be carried (about 35 MB).
 #   tests/gpu/stage.sh [--release]   the binary as users build it; without, as developers do
+# GSM8K names the chats that fine-tuning is measured on (JSONL); without, only --quick can be run.
 # NVRTC_FOLDER may name where libnvrtc lies: then machine code for sm_90a travels along.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -44,9 +45,9 @@ for path in worker/tests/golden worker/tests/whole demo/base demo/data bench; do
     cp -r "$path" "$stage/tree/source/$path"
 done
 if [ -n "${GSM8K:-}" ]; then
-    cp "$GSM8K" "$stage/tree/data/gsm8k_train.jsonl"
+    cp "$GSM8K" "$stage/tree/data/chats.jsonl"
 else
-    echo "stage.sh: without GSM8K=FILE.jsonl (its train set as chats) no F2 and F3" >&2
+    echo "stage.sh: GSM8K=FILE names no chats: --bench and --peft will only run --quick" >&2
 fi
 git describe --always --dirty --abbrev=10 >"$stage/tree/commit"
 if [ -n "${NVRTC_FOLDER:-}" ]; then
