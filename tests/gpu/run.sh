@@ -14,7 +14,8 @@ usage: run [PHASE…]     without a phase: --start --suite --proofs
   --quick      the measurements cut short, to see that they run
   --cpu        no GPU: those parts of suite and proofs that need none
 environment: FILTER (tests whose names hold it), OUT (folder for logs and figures; ./gpu-results),
-             LOQUETIER_STAGE (where to unpack; a temporary folder), BENCH (arguments after `bench`)
+             LOQUETIER_STAGE (where to unpack; a temporary folder), BENCH (what follows `bench`
+             in place of `all …`; the word CHATS stands for the staged chats)
 TEXT
 }
 
@@ -96,8 +97,8 @@ bench() {
     local json=(--json "$out/figures.jsonl")
     [ ${#quick[@]} -eq 0 ] || json=()
     # shellcheck disable=SC2206  # words of a command line
-    local what=(${BENCH:-all --random-weights llama3-8b})
-    [ "${what[0]}" != all ] || what+=(--data "$(chats)")
+    local what=(${BENCH:-all --random-weights llama3-8b --data CHATS})
+    what=("${what[@]/#CHATS/$(chats)}")
     "$bin/loquetier" bench "${what[@]}" "${json[@]}" "${quick[@]}"
 }
 
