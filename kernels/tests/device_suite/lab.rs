@@ -130,12 +130,12 @@ pub fn exact() -> Cpu<f64> {
     Cpu::new(1).unwrap()
 }
 
-/// `count` random cases, the same in every run.
-/// `LOQUETIER_SOAK`, which `./dev soak` sets, multiplies them.
+/// `count` random cases, the same in every run. `LOQUETIER_SOAK`, which `./dev soak` sets,
+/// multiplies them; `LOQUETIER_CASES` is their number where each takes seconds: under a sanitizer.
 pub fn cases(count: u32) -> ProptestConfig {
-    let factor = std::env::var("LOQUETIER_SOAK").ok().and_then(|text| text.parse().ok());
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     ProptestConfig {
-        cases: count * factor.unwrap_or(1),
+        cases: number("LOQUETIER_CASES").unwrap_or(count * number("LOQUETIER_SOAK").unwrap_or(1)),
         rng_seed: RngSeed::Fixed(1),
         failure_persistence: None,
         ..ProptestConfig::default()
