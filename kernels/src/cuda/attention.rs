@@ -177,11 +177,15 @@ pub(super) fn attention_paged(
     if rows == 0 || sequences == 0 {
         return Ok(());
     }
-    // As many sequences as rows: (nearly) all have one. Decode then takes the others as well.
-    let longer = rows <= sequences;
-    decode(cuda, &o, &qkv, kv, heads, longer)?;
-    if longer {
-        return Ok(());
+    // Prefill sums over keys in an order that depends on nothing but a row's position.
+    let least = if cuda.is_batch_invariant() { 1 } else { 2 };
+    if least > 1 {
+        // As many sequences as rows: (nearly) all have one. Decode takes the others as well.
+        let longer = rows <= sequences;
+        decode(cuda, &o, &qkv, kv, heads, longer)?;
+        if longer {
+            return Ok(());
+        }
     }
     let sizes = Heads::new(heads);
     let blocks = rows.div_ceil(TILE_ROWS) + sequences.min(SPARE_TILES);
@@ -196,6 +200,7 @@ pub(super) fn attention_paged(
         kv.sequences.address(),
         kv.blocks.address(),
         sequences as i32,
+        least,
         kv.block_size as i32,
         sizes.q,
         sizes.kv,

@@ -17,6 +17,8 @@ use crate::{In, LinearShape, Out, Result};
 
 /// Memory that cuBLASLt may use; its guide asks for 32 MiB on Hopper.
 const WORKSPACE_BYTES: usize = 64 << 20;
+/// Rows whose algorithm all numbers of rows take where a row must not depend on its neighbours.
+const USUAL_ROWS: usize = 256;
 /// Shapes whose plans are kept. More are possible only where row counts vary without end.
 const MAX_PLANS: usize = 4096;
 
@@ -29,6 +31,18 @@ struct Key {
     bias: bool,
     /// Alignments in bytes of weight, input, output.
     alignment: [u32; 3],
+}
+
+impl Key {
+    /// The key that stands for all numbers of rows: with the alignment that any row has.
+    fn usual(self) -> Self {
+        let (_, input, output) = self.shape;
+        let (from, to) = if self.backward { (output, input) } else { (input, output) };
+        let of_rows = |width: usize, own: u32| alignment(2 * width as u64).min(own).min(16);
+        let [weight, x, y] = self.alignment;
+        let alignment = [weight.min(16), of_rows(from, x), of_rows(to, y)];
+        Self { shape: (USUAL_ROWS, input, output), alignment, ..self }
+    }
 }
 
 /// Descriptors and algorithm of one product, column-major as the library sees it.
@@ -140,7 +154,8 @@ fn product(
         if plans.len() >= MAX_PLANS {
             plans.clear();
         }
-        plans.insert(key, Plan::new(products.handle, key)?);
+        let model = cuda.is_batch_invariant().then(|| key.usual());
+        plans.insert(key, Plan::new(products.handle, key, model)?);
     }
     let plan = &plans[&key];
     let what = format!("{key:?}");
@@ -178,7 +193,8 @@ fn product(
 impl Plan {
     /// Row-major `y (N, out) = x Wᵀ` is column-major `yᵀ (out, N) = Wᵀ' xᵀ`, where the library
     /// sees W as `(in, out)` and transposes it; backward takes it as it is.
-    fn new(handle: sys::cublasLtHandle_t, key: Key) -> Result<Self> {
+    /// Takes the algorithm of `model` where one is given, as it is.
+    fn new(handle: sys::cublasLtHandle_t, key: Key, model: Option<Key>) -> Result<Self> {
         let what = format!("{key:?}");
         let fault = blas_fault(&what);
         let (rows, input, output) = key.shape;
@@ -207,8 +223,37 @@ impl Plan {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue).map_err(&fault)?;
         }
-        plan.algorithm = plan.choose(handle, key).map_err(&fault)?;
+        plan.algorithm = match model {
+            None => plan.choose(handle, key).map_err(&fault)?,
+            Some(model) => Self::new(handle, model, None)?.algorithm,
+        };
+        plan.check(handle).map_err(&fault)?;
         Ok(plan)
+    }
+
+    /// Errors unless the algorithm can do this product in the workspace there is.
+    fn check(&self, handle: sys::cublasLtHandle_t) -> std::result::Result<(), result::CublasError> {
+        // SAFETY: plain data, written by the call.
+        let mut found: sys::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
+        // SAFETY: live descriptors and valid pointers.
+        unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                handle,
+                self.product,
+                self.weight,
+                self.input,
+                self.output,
+                self.output,
+                &self.algorithm,
+                &mut found,
+            )
+        }
+        .result()?;
+        found.state.result()?;
+        match found.workspaceSize <= WORKSPACE_BYTES {
+            true => Ok(()),
+            false => Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)),
+        }
     }
 
     fn set<T>(

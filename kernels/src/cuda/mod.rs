@@ -62,6 +62,7 @@ pub struct Cuda {
     clock: RefCell<Clock>,
     largest_scratch: Cell<usize>,
     processors: usize,
+    batch_invariant: bool,
     name: String,
     numerics: String,
     context: Arc<CudaContext>,
@@ -123,10 +124,25 @@ impl Cuda {
             clock: RefCell::new(Clock::new(&context, stream)?),
             largest_scratch: Cell::new(0),
             processors: processors as usize,
+            batch_invariant: false,
             name: format!("cuda:{ordinal} {name}"),
             numerics: format!("cuda bf16 {arch}"),
             context,
         })
+    }
+
+    /// Makes what a row comes to independent of what else is in the batch, bit for bit: products take
+    /// one algorithm per weight, whatever the number of rows, and decode attends as prefill does.
+    /// Costs speed where rows are few.
+    pub fn batch_invariant(mut self) -> Self {
+        self.batch_invariant = true;
+        self.numerics.push_str(" batch-invariant");
+        self
+    }
+
+    /// Whether [`Cuda::batch_invariant`] was asked for.
+    pub fn is_batch_invariant(&self) -> bool {
+        self.batch_invariant
     }
 
     /// The one stream.

@@ -145,15 +145,15 @@ pub fn packing_and_chunks_change_no_bit<D: Lab>(lab: &D) {
     for (start, length) in [(0, 5), (5, 17), (22, 1), (23, 9)] {
         let alone = case.example(start, length);
         let (alone_o, alone_lse) = forward(lab, &alone);
-        assert_same::<D>("o", &alone_o, &o[start * heads.q_width()..][..alone_o.len()]);
-        assert_same::<D>("lse", &alone_lse, &lse[start * heads.q_heads..][..alone_lse.len()]);
+        assert_same(lab, "o", &alone_o, &o[start * heads.q_width()..][..alone_o.len()]);
+        assert_same(lab, "lse", &alone_lse, &lse[start * heads.q_heads..][..alone_lse.len()]);
         let alone_d = backward(lab, &alone);
-        assert_same::<D>("d_qkv", &alone_d, &d_qkv[start * heads.qkv_width()..][..alone_d.len()]);
+        assert_same(lab, "d_qkv", &alone_d, &d_qkv[start * heads.qkv_width()..][..alone_d.len()]);
     }
     for (first, rows) in [(0, 1), (3, 8), (11, 11), (22, 10), (31, 1), (4, 0)] {
         let (chunk_o, chunk_lse) = forward_rows(lab, &case, first, rows);
-        assert_same::<D>("o", &chunk_o, &o[first * heads.q_width()..][..chunk_o.len()]);
-        assert_same::<D>("lse", &chunk_lse, &lse[first * heads.q_heads..][..chunk_lse.len()]);
+        assert_same(lab, "o", &chunk_o, &o[first * heads.q_width()..][..chunk_o.len()]);
+        assert_same(lab, "lse", &chunk_lse, &lse[first * heads.q_heads..][..chunk_lse.len()]);
     }
 }
 
@@ -237,8 +237,8 @@ pub fn paged_equals_training<D: Lab>(lab: &D) {
             ],
             SMALL_BLOCKS,
         );
-        assert_same::<D>("a", &o[row_a * q..], &whole_a[position_a * q..][..rows_a * q]);
-        assert_same::<D>("b", &o[q..][..rows_b * q], &whole_b[position_b * q..][..rows_b * q]);
+        assert_same(lab, "a", &o[row_a * q..], &whole_a[position_a * q..][..rows_a * q]);
+        assert_same(lab, "b", &o[q..][..rows_b * q], &whole_b[position_b * q..][..rows_b * q]);
         assert!(o[..q].iter().chain(&o[(row_a - 1) * q..row_a * q]).all(|o| o.is_nan()));
     }
     let untouched = paged(lab, heads, (&vec![0.5; 2 * width], 2), &[], SMALL_BLOCKS);

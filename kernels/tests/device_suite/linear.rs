@@ -94,12 +94,14 @@ pub fn rows_do_not_depend_on_each_other<D: Lab>(lab: &D) {
             for (first, rows) in [(0, 1), (5, 1), (36, 1), (3, 16), (1, 17), (20, 15)] {
                 let part = case.rows(first, rows);
                 let what = format!("{input}→{output}, rows {first}+{rows}");
-                assert_same::<D>(
+                assert_same(
+                    lab,
                     &what,
                     &forward(lab, &part),
                     &y[first * output..][..rows * output],
                 );
-                assert_same::<D>(
+                assert_same(
+                    lab,
                     &what,
                     &backward(lab, &part),
                     &dx[first * input..][..rows * input],

@@ -123,8 +123,8 @@ pub fn chunks_change_no_bit<D: Lab>(lab: &D) {
     let whole = run(lab, &case, &case.x, 35);
     for chunk in [1, 7, 16, 100] {
         let part = run(lab, &case, &case.x, chunk);
-        assert_same::<D>("loss", &part.loss, &whole.loss);
-        assert_same::<D>("d_hidden", &part.d_hidden, &whole.d_hidden);
+        assert_same(lab, "loss", &part.loss, &whole.loss);
+        assert_same(lab, "d_hidden", &part.d_hidden, &whole.d_hidden);
         assert_correct::<D>(&part.correct, &reference(&case));
     }
 }

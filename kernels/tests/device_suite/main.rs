@@ -57,6 +57,11 @@ macro_rules! suite {
 suite!(cpu_f32, kernels::Cpu::<f32>::new(2).unwrap(), [cfg(test)]);
 suite!(cpu_f64, kernels::Cpu::<f64>::new(2).unwrap(), [cfg(test)]);
 suite!(cuda, kernels::Cuda::open(0).unwrap(), [ignore = "needs a GPU"]);
+suite!(
+    cuda_batch_invariant,
+    kernels::Cuda::open(0).unwrap().batch_invariant(),
+    [ignore = "needs a GPU"]
+);
 
 // Sizes that the specification takes seconds for: only to compare another device with it.
 device_suite!(cuda_shapes, kernels::Cuda::open(0).unwrap(), [ignore = "needs a GPU"], {

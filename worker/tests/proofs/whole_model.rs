@@ -1,11 +1,11 @@
 //! The whole model on a GPU: against float32, no farther than transformers and PEFT in bfloat16;
 //! the same batches give the same bits; neighbours, chunks and resuming change nothing beyond
-//! rounding. `tests/whole/make.py` makes the files on the machine with the GPU;
+//! rounding, and nothing at all on a device whose rows stand alone. `tests/whole/make.py` makes the files on the machine with the GPU;
 //! `LOQUETIER_WHOLE_MODEL` names their folder.
 
-use crate::common::Adapter;
 use crate::common::reading::{Reader, blocks, logits, read};
 use crate::common::training::{item, micro_batch, micro_batch_beside};
+use crate::common::{Adapter, bits};
 use kernels::tables::PAGE;
 use kernels::{AdamW, AdamWState, Cuda, Device, In, Out};
 use safetensors::SafeTensors;
@@ -179,7 +179,7 @@ fn no_farther(what: &str, found: &[f32], peer: &[f32], exact: &[f32]) {
     assert!(ours <= FACTOR * theirs, "{what}: {ours:e} against {theirs:e}");
 }
 
-fn values_are_no_farther_than_the_reference<D: Device>(open: impl Fn() -> D) {
+fn values_are_no_farther_than_the_reference<D: Device>(open: impl Fn() -> D, _exact: bool) {
     for family in FAMILIES {
         let mut whole = Whole::open(open(), family);
         let [exact, peer] = ["f32", "bf16"].map(|kind| whole.expected(&format!("logits.{kind}")));
@@ -191,7 +191,7 @@ fn values_are_no_farther_than_the_reference<D: Device>(open: impl Fn() -> D) {
     }
 }
 
-fn same_batches_give_the_same_bits<D: Device>(open: impl Fn() -> D) {
+fn same_batches_give_the_same_bits<D: Device>(open: impl Fn() -> D, _exact: bool) {
     let run = |family| {
         let mut whole = Whole::open(open(), family);
         let losses = whole.train(0, 6);
@@ -203,7 +203,7 @@ fn same_batches_give_the_same_bits<D: Device>(open: impl Fn() -> D) {
     }
 }
 
-fn a_resumed_run_is_the_undisturbed_one<D: Device>(open: impl Fn() -> D) {
+fn a_resumed_run_is_the_undisturbed_one<D: Device>(open: impl Fn() -> D, _exact: bool) {
     let mut whole = Whole::open(open(), "llama3");
     let mut losses = whole.train(0, 4);
     let [params, m, v] = whole.state();
@@ -218,8 +218,9 @@ fn a_resumed_run_is_the_undisturbed_one<D: Device>(open: impl Fn() -> D) {
     assert!(resumed.state() == undisturbed, "state after resuming");
 }
 
-/// Greedy tokens are the same wherever the margin is above the noise.
-fn near(what: &str, found: &[f32], expected: &[f32], vocab: usize) {
+/// Greedy tokens are the same wherever the margin is above the noise; `exact`: all bits are.
+fn near(what: &str, found: &[f32], expected: &[f32], vocab: usize, exact: bool) {
+    assert!(!exact || bits(found) == bits(expected), "{what}: bits differ");
     let off = distance(found, expected);
     assert!(off <= NOISE, "{what}: {off:e}");
     for (row, (found, expected)) in found.chunks(vocab).zip(expected.chunks(vocab)).enumerate() {
@@ -233,19 +234,19 @@ fn near(what: &str, found: &[f32], expected: &[f32], vocab: usize) {
     }
 }
 
-fn chunks_and_decode_stay_within_the_noise<D: Device>(open: impl Fn() -> D) {
+fn chunks_and_decode_stay_within_the_noise<D: Device>(open: impl Fn() -> D, exact: bool) {
     for family in FAMILIES {
         let mut whole = Whole::open(open(), family);
         let (whole_prefill, vocab) = (whole.logits(&[]), whole.model.config.vocab);
         for cuts in [&[1; 200][..], &[64, 1, 1, 70], &[33; 7], &[199, 1]] {
             let what = format!("{family} in {} chunks", cuts.len());
-            near(&what, &whole.logits(cuts), &whole_prefill, vocab);
+            near(&what, &whole.logits(cuts), &whole_prefill, vocab, exact);
         }
     }
 }
 
 /// A reader and a job together: both as alone, within the noise.
-fn neighbours_stay_within_the_noise<D: Device>(open: impl Fn() -> D) {
+fn neighbours_stay_within_the_noise<D: Device>(open: impl Fn() -> D, exact: bool) {
     for family in ["llama3", "qwen3"] {
         let mut whole = Whole::open(open(), family);
         let (alone, vocab) = (whole.logits(&[]), whole.model.config.vocab);
@@ -277,21 +278,24 @@ fn neighbours_stay_within_the_noise<D: Device>(open: impl Fn() -> D) {
                 }
             },
         );
-        near(&format!("{family}: beside a job"), &found, &alone[..found.len()], vocab);
+        let what = format!("{family}: beside a job");
+        near(&what, &found, &alone[..found.len()], vocab, exact);
         assert!(found.len() > 40 * vocab, "the reader rode beside the job");
-        let off = distance(&losses(results), &undisturbed);
+        let losses = losses(results);
+        assert!(!exact || bits(&losses) == bits(&undisturbed), "{family}: bits of losses");
+        let off = distance(&losses, &undisturbed);
         assert!(off <= NOISE, "{family}: losses beside a reader: {off:e}");
     }
 }
 
 /// The proofs on one device.
 macro_rules! whole_model {
-    ($name:ident, $open:expr, $($proof:ident),+) => {
+    ($name:ident, $open:expr, $exact:expr, $($proof:ident),+) => {
         mod $name {
             $(#[test]
             #[ignore = "needs a GPU and the files of tests/whole/make.py"]
             fn $proof() {
-                super::$proof($open);
+                super::$proof($open, $exact);
             })+
         }
     };
@@ -300,9 +304,18 @@ macro_rules! whole_model {
 whole_model!(
     cuda,
     || super::Cuda::open(0).unwrap(),
+    false,
     values_are_no_farther_than_the_reference,
     same_batches_give_the_same_bits,
     a_resumed_run_is_the_undisturbed_one,
+    chunks_and_decode_stay_within_the_noise,
+    neighbours_stay_within_the_noise
+);
+whole_model!(
+    cuda_batch_invariant,
+    || super::Cuda::open(0).unwrap().batch_invariant(),
+    true,
+    values_are_no_farther_than_the_reference,
     chunks_and_decode_stay_within_the_noise,
     neighbours_stay_within_the_noise
 );
