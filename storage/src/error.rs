@@ -59,16 +59,29 @@ pub enum Error {
     /// The schema could not be brought up to date.
     #[error("migrating the database: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
+    /// Redis is away, or does not answer in time.
+    #[error("Redis is unavailable: {0}")]
+    QueueAway(String),
+    /// Redis refused a command, or its address is none.
+    #[error("Redis: {0}")]
+    Queue(redis::RedisError),
+    /// A message that cannot be written, or not be read by this version.
+    #[error("a message between gateway and worker: {0}")]
+    QueueMessage(String),
     /// The object store failed.
     #[error("object store: {0}")]
     Objects(#[from] object_store::Error),
 }
 
 impl Error {
-    /// The database is away, not at odds with the request: callers may serve what they remember
-    /// and try again later.
+    /// The database or Redis is away, not at odds with the request: callers may serve what they
+    /// remember and try again later.
     pub fn is_unavailable(&self) -> bool {
-        let Self::Database(error) = self else { return false };
+        let error = match self {
+            Self::Database(error) => error,
+            Self::QueueAway(_) => return true,
+            _ => return false,
+        };
         match error {
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
 
 use super::local_inbox::{InboxEnd, InboxState};
 use super::message::{Request, ToWorker, TokenMessage, WorkerPresence};
-use super::{Controlled, Delivered, Inbox, Placed, Queue, TokenReceiver};
+use super::{Controlled, Delivered, Inbox, Placed, Queue, Received, TokenReceiver};
 use crate::Result;
 
 /// Bounds of the in-process queue.
@@ -75,7 +76,7 @@ impl Shared {
 
 /// Ends a worker's presence when dropped, unless another inbox has taken its id over.
 #[derive(Debug)]
-pub(super) struct WorkerEntry {
+struct WorkerEntry {
     shared: Arc<Shared>,
     worker_id: String,
     inbox: Arc<InboxState>,
@@ -95,7 +96,7 @@ impl Drop for WorkerEntry {
 
 /// Ends a gateway's presence when dropped, unless another receiver has taken its id over.
 #[derive(Debug)]
-pub(super) struct GatewayPresence {
+struct GatewayPresence {
     shared: Arc<Shared>,
     gateway_id: String,
     sender: mpsc::WeakSender<TokenMessage>,
@@ -156,7 +157,11 @@ impl Queue for LocalQueue {
             sender: sender.downgrade(),
         };
         self.shared.gateways().insert(gateway_id.to_owned(), sender);
-        Ok(TokenReceiver { messages, _presence: presence })
+        let messages = stream::unfold((messages, presence), |(mut messages, presence)| async {
+            let message = messages.recv().await?;
+            Some((Received::Message(message), (messages, presence)))
+        });
+        Ok(TokenReceiver { messages: messages.boxed() })
     }
 
     async fn open_inbox(&self, presence: WorkerPresence) -> Result<Inbox> {
@@ -171,7 +176,12 @@ impl Queue for LocalQueue {
         if let Some(before) = before {
             before.inbox.close();
         }
-        Ok(Inbox { end: InboxEnd::new(inbox), _presence: entry })
+        let state = (InboxEnd::new(inbox), entry);
+        let messages = stream::unfold(state, |(mut end, entry)| async {
+            let message = end.recv().await?;
+            Some((message, (end, entry)))
+        });
+        Ok(Inbox { messages: messages.boxed() })
     }
 
     async fn refresh(&self, presence: WorkerPresence) -> Result<()> {

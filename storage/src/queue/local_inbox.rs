@@ -110,7 +110,7 @@ impl InboxEnd {
         Self { state }
     }
 
-    pub(super) fn try_recv(&mut self) -> Option<ToWorker> {
+    fn try_recv(&mut self) -> Option<ToWorker> {
         let mut lines = self.state.lines();
         if let Some(control) = lines.controls.pop_front() {
             drop(lines);

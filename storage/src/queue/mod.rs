@@ -1,15 +1,19 @@
 //! The queue between gateways and workers: inboxes, control, token messages, presence. One trait;
-//! in-process here, the same envelopes over Redis in the other form. Everything is bounded.
+//! in one process or over Redis, with the same messages. Everything is bounded.
 
 mod local;
 mod local_inbox;
 pub mod message;
+mod redis;
+
+use std::fmt;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 
+pub use self::redis::{RedisOptions, RedisQueue};
 pub use local::{LocalQueue, QueueLimits};
-use local_inbox::InboxEnd;
 use message::{Request, ToWorker, TokenMessage, WorkerPresence};
 
 /// Outcome of placing a request.
@@ -79,35 +83,57 @@ pub trait Queue: Send + Sync + 'static {
     async fn gateways(&self) -> crate::Result<Vec<String>>;
 }
 
-/// A gateway's stream of token messages.
-#[derive(Debug)]
+/// What a gateway receives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Received {
+    /// A token message.
+    Message(TokenMessage),
+    /// The gateway's presence had run out or was lost, and messages, requests that waited in
+    /// inboxes and running ones may have been lost with it: every request must be placed again,
+    /// and sequences begin anew.
+    Lost,
+}
+
+/// A gateway's stream of token messages. Dropping it ends the gateway's presence.
 pub struct TokenReceiver {
-    messages: mpsc::Receiver<TokenMessage>,
-    _presence: local::GatewayPresence,
+    messages: BoxStream<'static, Received>,
 }
 
 impl TokenReceiver {
-    /// The next message; None once another receiver took over this gateway's id.
-    pub async fn recv(&mut self) -> Option<TokenMessage> {
-        self.messages.recv().await
+    /// The next message; None once another receiver took over this gateway's id. Nothing is lost
+    /// when the wait is given up.
+    pub async fn recv(&mut self) -> Option<Received> {
+        self.messages.next().await
     }
 }
 
-/// A worker's inbox.
-#[derive(Debug)]
+impl fmt::Debug for TokenReceiver {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("TokenReceiver").finish_non_exhaustive()
+    }
+}
+
+/// A worker's inbox. Dropping it ends the worker's presence.
 pub struct Inbox {
-    end: InboxEnd,
-    _presence: local::WorkerEntry,
+    messages: BoxStream<'static, ToWorker>,
 }
 
 impl Inbox {
     /// The next message, control before requests; None once another inbox took over this id.
+    /// Nothing is lost when the wait is given up.
     pub async fn recv(&mut self) -> Option<ToWorker> {
-        self.end.recv().await
+        self.messages.next().await
     }
 
-    /// The next message if one waits.
+    /// The next message if one lies in this process: over Redis none may, where
+    /// [`Inbox::recv`] would find one.
     pub fn try_recv(&mut self) -> Option<ToWorker> {
-        self.end.try_recv()
+        self.recv().now_or_never().flatten()
+    }
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Inbox").finish_non_exhaustive()
     }
 }
