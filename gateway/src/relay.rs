@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use storage::queue::message::{ToWorker, TokenMessage, Update, WorkerPresence};
-use storage::queue::{Queue, TokenReceiver};
+use storage::queue::{Queue, Received, TokenReceiver};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
@@ -124,14 +124,18 @@ impl Relay {
         presence.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                message = messages.recv() => match message {
-                    Some(message) => {
+                received = messages.recv() => match received {
+                    Some(Received::Message(message)) => {
                         for (worker_id, request_id) in self.take(&mut sequences, message) {
                             let relay = Arc::clone(&self);
                             tokio::spawn(async move {
                                 relay.cancel(&worker_id, &request_id).await;
                             });
                         }
+                    }
+                    Some(Received::Lost) => {
+                        tracing::warn!("the queue lost what was under way; placing all again");
+                        self.begin_anew(&mut sequences);
                     }
                     None => break,
                 },
@@ -169,6 +173,12 @@ impl Relay {
             }
         }
         overrun
+    }
+
+    /// Tells every request that its worker may have lost it.
+    fn begin_anew(&self, sequences: &mut Sequences) {
+        *sequences = Sequences::default();
+        lose(&mut self.slots(), |slot| !slot.incarnation.is_empty());
     }
 
     /// Tells the requests whose worker is no longer alive.
@@ -211,6 +221,8 @@ fn lose(slots: &mut HashMap<String, Slot>, lost: impl Fn(&Slot) -> bool) {
 
 #[cfg(test)]
 mod tests {
+    use storage::queue::LocalQueue;
+
     use super::*;
 
     #[test]
@@ -222,5 +234,34 @@ mod tests {
         assert_eq!(sequences.observe("a", 3), Arrival::Gap);
         assert_eq!(sequences.observe("a", 4), Arrival::Next);
         assert_eq!(sequences.observe("b", 2), Arrival::Gap);
+    }
+
+    #[test]
+    fn what_may_be_lost_is_told_once_and_sequences_begin_anew() {
+        let relay = Relay::new("g".to_owned(), Arc::new(LocalQueue::default()), 4);
+        let (mut placed, mut between) = (relay.open("a"), relay.open("b"));
+        let worker = WorkerPresence {
+            worker_id: "w".to_owned(),
+            incarnation: "i".to_owned(),
+            protocol: vec![1],
+            base: String::new(),
+            base_fingerprint: String::new(),
+            device: String::new(),
+            adapters: Vec::new(),
+            requests: 0,
+            free_blocks: 0,
+            total_blocks: 0,
+            training_jobs: 0,
+            training_room: 0,
+            draining: false,
+        };
+        relay.expect("a", 3, &worker);
+        let mut sequences = Sequences::default();
+        assert_eq!(sequences.observe("i", 0), Arrival::Next);
+        relay.begin_anew(&mut sequences);
+        relay.begin_anew(&mut sequences);
+        assert!(matches!(placed.try_recv(), Ok(Signal::Lost { attempt: 3 })));
+        assert!(placed.try_recv().is_err() && between.try_recv().is_err());
+        assert_eq!(sequences.observe("i", 0), Arrival::Next, "not a repeat");
     }
 }

@@ -16,7 +16,7 @@ pub use db::Db;
 pub use error::{Error, Result};
 use folder::FolderLock;
 pub use objects::Objects;
-use queue::{LocalQueue, Queue, QueueLimits};
+use queue::{LocalQueue, Queue, QueueLimits, RedisOptions, RedisQueue};
 
 /// Folder of the objects inside the data folder.
 const OBJECTS_FOLDER: &str = "objects";
@@ -30,8 +30,8 @@ pub struct Storage {
     pub queue: Arc<dyn Queue>,
     /// Files, adapters, resume points.
     pub objects: Objects,
-    /// Held while any clone lives.
-    _folder: Arc<FolderLock>,
+    /// Held while any clone lives; the shared form has no folder.
+    _folder: Option<Arc<FolderLock>>,
 }
 
 impl Storage {
@@ -48,7 +48,20 @@ impl Storage {
         let db = Db::open_folder(data_dir).await?;
         let objects = Objects::open_local(&data_dir.join(OBJECTS_FOLDER))?;
         let queue = Arc::new(LocalQueue::new(limits));
-        Ok(Self { db, queue, objects, _folder: Arc::new(lock) })
+        Ok(Self { db, queue, objects, _folder: Some(Arc::new(lock)) })
+    }
+
+    /// Opens the form that many processes share: Postgres (`postgres://…`), Redis (`redis://…`)
+    /// and the objects given. Fails where one of them does not answer.
+    pub async fn open_shared(
+        database_url: &str,
+        redis_url: &str,
+        redis: RedisOptions,
+        objects: Objects,
+    ) -> Result<Self> {
+        let db = Db::open_url(database_url).await?;
+        let queue = Arc::new(RedisQueue::connect(redis_url, redis).await?);
+        Ok(Self { db, queue, objects, _folder: None })
     }
 
     /// Only the rows of a data folder, for `keys create|list|revoke`: works beside a running

@@ -42,7 +42,16 @@ impl Link {
     /// Runs a script until it is answered or the time is up. A try whose answer was lost is made
     /// again, so every script must come to the same when it runs twice.
     pub(super) async fn run<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T> {
-        let end = Instant::now() + self.limit;
+        self.run_for(self.limit, script).await
+    }
+
+    /// [`Link::run`] with another limit.
+    pub(super) async fn run_for<T: FromRedisValue>(
+        &self,
+        limit: Duration,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T> {
+        let end = Instant::now() + limit;
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match timeout_at(end, self.try_once(script)).await {

@@ -12,7 +12,9 @@
 //!   are back by their next beat. A gateway whose key was gone says so to its reader
 //!   ([`Received::Lost`](super::Received::Lost)): what was under way may be lost too.
 //! - Every call is tried again for [`RedisOptions::call_limit`], then it is
-//!   [`Error::QueueAway`](crate::Error::QueueAway). Receiving waits as long as it takes.
+//!   [`Error::QueueAway`](crate::Error::QueueAway). A token message is tried for a second longer
+//!   than presence lasts: one that is given up is one whose sender or gateway has been seen gone,
+//!   so that no request waits for it. Receiving waits as long as it takes.
 //!
 //! Needs Redis 6.2 or what speaks like it; no cluster. Bounds are those of the reading side.
 
@@ -42,6 +44,9 @@ use crate::Result;
 /// Between two looks whether there is room.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LONGEST_LOOK: Duration = Duration::from_millis(25);
+
+/// Within which whoever watches presence sees that one has run out.
+const SEEN_GONE: Duration = Duration::from_secs(1);
 
 /// How Redis is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,16 +134,18 @@ impl RedisQueue {
         Ok(queue)
     }
 
-    /// Runs a script until it finds room or its addressee gone, or `patience` ends: then None.
+    /// Runs a script, each time for `limit` at most, until it finds room or its addressee gone, or
+    /// `patience` ends: then None.
     async fn until_room(
         &self,
         script: &ScriptInvocation<'_>,
+        limit: Duration,
         patience: Option<Duration>,
     ) -> Result<Option<u8>> {
         let end = patience.map(|patience| Instant::now() + patience);
         let mut pause = FIRST_LOOK;
         loop {
-            let answer: u8 = self.shared.link.run(script).await?;
+            let answer: u8 = self.shared.link.run_for(limit, script).await?;
             if answer == GONE || answer == DONE {
                 return Ok(Some(answer));
             }
@@ -181,7 +188,7 @@ impl Queue for RedisQueue {
             ToWorker::Place(_) | ToWorker::JobNudge { .. } => "",
         });
         call.arg(millis(keys::LINGER));
-        Ok(match self.until_room(&call, None).await? {
+        Ok(match self.until_room(&call, self.shared.options.call_limit, None).await? {
             Some(GONE) => Controlled::Gone,
             _ => Controlled::Sent,
         })
@@ -235,8 +242,10 @@ impl Queue for RedisQueue {
         let mut call = scripts::PUBLISH.prepare_invoke();
         call.key(keys.gateway(gateway_id)).key(keys.tokens_stem(gateway_id));
         call.arg(envelope::seal(&message)?).arg(millis(keys::LINGER));
-        let patience = self.shared.options.limits.publish_patience;
-        Ok(match self.until_room(&call, Some(patience)).await? {
+        let options = &self.shared.options;
+        let limit = options.call_limit.max(options.presence_expiry + SEEN_GONE);
+        let patience = options.limits.publish_patience;
+        Ok(match self.until_room(&call, limit, Some(patience)).await? {
             Some(GONE) => Delivered::GatewayGone,
             Some(_) => Delivered::Delivered,
             None => Delivered::Dropped,

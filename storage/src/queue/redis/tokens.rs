@@ -15,10 +15,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::link::Outage;
 use super::{Shared, envelope, keys, millis, scripts};
+use crate::Result;
 use crate::ids::alphanumerics;
 use crate::queue::message::TokenMessage;
 use crate::queue::{Received, TokenReceiver};
-use crate::Result;
 
 /// How long one blocking read waits.
 const READ_WAIT: Duration = Duration::from_secs(2);
@@ -106,7 +106,7 @@ impl Keeper {
                 _ = beats.tick() => {}
             }
             match self.keep(&token, &next_token).await {
-                Ok(Kept::Kept) => outage.succeeded(WHAT),
+                Ok(Kept::AsBefore) => outage.succeeded(WHAT),
                 Ok(Kept::Anew) => {
                     outage.succeeded(WHAT);
                     tracing::warn!("this gateway's presence was gone from Redis; it is back");
@@ -131,7 +131,7 @@ impl Keeper {
         call.arg(next_token);
         Ok(match self.shared.link.run::<u8>(&call).await? {
             0 => Kept::Taken,
-            1 => Kept::Kept,
+            1 => Kept::AsBefore,
             _ => Kept::Anew,
         })
     }
@@ -139,7 +139,7 @@ impl Keeper {
 
 /// Outcome of one sign of life.
 enum Kept {
-    Kept,
+    AsBefore,
     /// Presence was gone; a new stream counts.
     Anew,
     /// Another receiver has this id.
