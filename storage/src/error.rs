@@ -68,18 +68,34 @@ pub enum Error {
     /// A message that cannot be written, or not be read by this version.
     #[error("a message between gateway and worker: {0}")]
     QueueMessage(String),
-    /// The object store failed.
+    /// The object store refused, or a local disk failed.
     #[error("object store: {0}")]
-    Objects(#[from] object_store::Error),
+    Objects(object_store::Error),
+    /// The object store is away or overloaded; see [`Error::is_unavailable`].
+    #[error("object store unavailable: {0}")]
+    ObjectsUnavailable(object_store::Error),
+    /// The object store's address cannot be used.
+    #[error("object store address: {0}")]
+    ObjectsAddress(String),
+}
+
+impl From<object_store::Error> for Error {
+    fn from(error: object_store::Error) -> Self {
+        if crate::objects::is_away(&error) {
+            Self::ObjectsUnavailable(error)
+        } else {
+            Self::Objects(error)
+        }
+    }
 }
 
 impl Error {
-    /// The database or Redis is away, not at odds with the request: callers may serve what they
-    /// remember and try again later.
+    /// The database, Redis or the object store is away, not at odds with the request: callers may
+    /// serve what they remember and try again later.
     pub fn is_unavailable(&self) -> bool {
         let error = match self {
             Self::Database(error) => error,
-            Self::QueueAway(_) => return true,
+            Self::QueueAway(_) | Self::ObjectsUnavailable(_) => return true,
             _ => return false,
         };
         match error {

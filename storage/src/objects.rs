@@ -1,5 +1,9 @@
-//! Immutable objects: files, adapters, resume points. Keys are an enum; nothing a client wrote
-//! ever becomes part of a path. An object is there whole or not at all.
+//! Immutable objects: files, adapters, resume points, on a local disk or in S3. Keys are an enum;
+//! nothing a client wrote ever becomes part of a path. An object is there whole or not at all.
+
+mod http;
+mod s3;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,15 +13,15 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as StorePath;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 
 use crate::error::{Error, Result};
+pub(crate) use http::is_away;
+pub use s3::{S3Config, S3Limits};
+pub use writer::ObjectWriter;
 
-/// Bytes buffered before a part of an upload is written; S3 wants at least 5 MiB.
-const PART_BYTES: usize = 8 << 20;
-
-/// Parts of one upload written at once; with the buffer this bounds its memory to 24 MiB.
-const PARTS_IN_FLIGHT: usize = 2;
+/// Objects above this are stored in parts: one request must end within its time limit.
+const WHOLE_BYTES: usize = 2 * writer::PART_BYTES;
 
 /// Names an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -135,18 +139,36 @@ impl Objects {
         Ok(Self { store: Arc::new(store) })
     }
 
+    /// Objects in a bucket. Sends nothing; [`Objects::check`] says whether the store answers.
+    pub fn open_s3(config: &S3Config) -> Result<Self> {
+        Ok(Self { store: s3::open(config)? })
+    }
+
+    /// Whether the store answers and lets its objects be listed.
+    pub async fn check(&self) -> Result<()> {
+        let folder = StorePath::from(ObjectKind::Files.folder());
+        self.store.list(Some(&folder)).try_next().await?;
+        Ok(())
+    }
+
     /// Stores an object whole; one already there under the key is replaced whole.
     pub async fn put(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        if bytes.len() > WHOLE_BYTES {
+            let mut writer = self.writer(key).await?;
+            writer.write(bytes).await?;
+            writer.finish().await?;
+            return Ok(());
+        }
         self.store.put(&key.path()?, PutPayload::from_bytes(bytes)).await?;
         Ok(())
     }
 
     /// Begins an upload of unknown size. Until [`ObjectWriter::finish`] returns, readers see
-    /// nothing of it; dropped before, nothing remains.
+    /// nothing of it; dropped before, nothing remains. A process that is killed leaves the parts
+    /// behind: on disk until the next start, in S3 until the bucket's lifecycle rule for
+    /// incomplete uploads removes them.
     pub async fn writer(&self, key: &ObjectKey) -> Result<ObjectWriter> {
-        let upload = self.store.put_multipart(&key.path()?).await?;
-        let parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
-        Ok(ObjectWriter { parts, bytes: 0 })
+        ObjectWriter::begin(self.store.clone(), key.path()?).await
     }
 
     /// The whole object in memory.
@@ -196,39 +218,6 @@ impl Objects {
             })
             .map_err(Error::from)
             .boxed()
-    }
-}
-
-/// An upload under way.
-pub struct ObjectWriter {
-    parts: WriteMultipart,
-    bytes: u64,
-}
-
-impl ObjectWriter {
-    /// Adds bytes; waits while the store is behind.
-    pub async fn write(&mut self, chunk: Bytes) -> Result<()> {
-        self.parts.wait_for_capacity(PARTS_IN_FLIGHT).await?;
-        self.bytes += chunk.len() as u64;
-        self.parts.put(chunk);
-        Ok(())
-    }
-
-    /// Bytes written so far.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Makes the object visible; returns its size.
-    pub async fn finish(self) -> Result<u64> {
-        self.parts.finish().await?;
-        Ok(self.bytes)
-    }
-
-    /// Gives up and waits until nothing remains; dropping does the same without waiting.
-    pub async fn abort(self) -> Result<()> {
-        self.parts.abort().await?;
-        Ok(())
     }
 }
 
