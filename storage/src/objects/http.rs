@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
-use futures::stream;
+use futures::{StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::StatusCode;
 use hyper::body::Incoming;
@@ -124,7 +124,8 @@ fn bounded(body: Incoming, silence: Duration) -> HttpResponseBody {
             Err(_) => Some((Err(broken_off(Fault::NoAnswer(silence))), None)),
         }
     });
-    HttpResponseBody::new(StreamBody::new(frames))
+    // A body may be polled after its end.
+    HttpResponseBody::new(StreamBody::new(frames.fuse()))
 }
 
 /// What went wrong with an exchange.
