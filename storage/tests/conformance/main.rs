@@ -1,15 +1,19 @@
 //! One suite for rows, run on SQLite always and on Postgres when `LOQUETIER_TEST_POSTGRES_URL`
-//! names a server (`tests/postgres.sh start DIR` prints one); beside it the suites of objects and
-//! of the queue, the latter in one process always and over Redis when `LOQUETIER_TEST_REDIS_URL`
-//! names a server (`tests/redis.sh start DIR` prints one).
+//! names a server (`tests/postgres.sh start DIR` prints one); one for objects, on disk always and
+//! in S3 when `LOQUETIER_TEST_S3_URL` names a bucket (`tests/s3.sh start DIR` prints one); one for
+//! the queue, in one process always and over Redis when `LOQUETIER_TEST_REDIS_URL` names a server
+//! (`tests/redis.sh start DIR` prints one).
 
 mod adapters;
 mod claims;
 mod files;
 mod jobs;
 mod keys;
+mod object_rig;
 mod objects;
+mod objects_away;
 mod opening;
+mod proxy;
 mod queue;
 mod queue_rig;
 mod races;

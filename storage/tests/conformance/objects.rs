@@ -1,17 +1,24 @@
-//! Objects on local disk: whole or absent, and never outside their folder.
+//! Objects on local disk and in S3: whole or absent, and never outside their folder.
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use storage::Error;
 use storage::objects::{
     ObjectKey, ObjectKind, Objects, imported_adapter_folder, job_adapter_folder,
 };
 
-fn open() -> (tempfile::TempDir, Objects) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let objects = Objects::open_local(&folder.path().join("objects")).expect("opens");
-    (folder, objects)
-}
+use crate::object_rig::{Store, on_each_store};
+
+on_each_store!(
+    an_object_comes_back_and_goes,
+    keys_of_every_kind_are_listed,
+    more_objects_than_a_page_are_listed,
+    names_cannot_leave_the_folder,
+    a_large_object_is_put_whole,
+    an_upload_is_visible_only_when_finished,
+    an_upload_dropped_half_way_leaves_nothing,
+    readers_see_the_old_or_the_new_object_whole,
+);
 
 fn file(id: &str) -> ObjectKey {
     ObjectKey::File { id: id.to_owned() }
@@ -24,23 +31,8 @@ async fn names(objects: &Objects, kind: ObjectKind) -> Vec<String> {
     names
 }
 
-/// Files on disk, unfinished uploads included.
-fn on_disk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("reads") {
-        let path = entry.expect("reads").path();
-        if path.is_dir() {
-            found.extend(on_disk(&path));
-        } else {
-            found.push(path);
-        }
-    }
-    found
-}
-
-#[tokio::test]
-async fn an_object_comes_back_and_goes() {
-    let (_folder, objects) = open();
+async fn an_object_comes_back_and_goes(store: Store) {
+    let objects = &store.objects;
     let key = file("file-a");
     assert_eq!(objects.head(&key).await.expect("reads"), None);
     let absent = objects.get(&key).await;
@@ -55,9 +47,8 @@ async fn an_object_comes_back_and_goes() {
     assert_eq!(objects.head(&key).await.expect("reads"), None);
 }
 
-#[tokio::test]
-async fn keys_of_every_kind_are_listed() {
-    let (_folder, objects) = open();
+async fn keys_of_every_kind_are_listed(store: Store) {
+    let objects = &store.objects;
     let trained = job_adapter_folder("ftjob-j", 2, 30);
     let imported = imported_adapter_folder("abc");
     for key in [
@@ -69,21 +60,43 @@ async fn keys_of_every_kind_are_listed() {
     ] {
         objects.put(&key, Bytes::from_static(b"x")).await.expect("puts");
     }
-    assert_eq!(names(&objects, ObjectKind::Files).await, ["files/file-a"]);
+    assert_eq!(names(objects, ObjectKind::Files).await, ["files/file-a"]);
     assert_eq!(
-        names(&objects, ObjectKind::Adapters).await,
+        names(objects, ObjectKind::Adapters).await,
         [
             "adapters/ftjob-j/2-30/adapter_config.json",
             "adapters/ftjob-j/2-30/adapter_model.safetensors",
             "adapters/imported/abc/adapter_model.safetensors",
         ]
     );
-    assert_eq!(names(&objects, ObjectKind::ResumePoints).await, ["resume-points/ftjob-j/2-30"]);
+    assert_eq!(names(objects, ObjectKind::ResumePoints).await, ["resume-points/ftjob-j/2-30"]);
 }
 
-#[tokio::test]
-async fn names_cannot_leave_the_folder() {
-    let (_folder, objects) = open();
+async fn more_objects_than_a_page_are_listed(store: Store) {
+    let objects = &store.objects;
+    let ids: Vec<_> = (0..1100).map(|number| format!("file-{number:04}")).collect();
+    let puts = stream::iter(&ids).map(|id| async move {
+        objects.put(&file(id), Bytes::from_static(b"x")).await.expect("puts");
+    });
+    puts.buffer_unordered(8).collect::<()>().await;
+    let listed = names(objects, ObjectKind::Files).await;
+    let expected: Vec<_> = ids.iter().map(|id| format!("files/{id}")).collect();
+    assert_eq!(listed, expected);
+}
+
+async fn a_large_object_is_put_whole(store: Store) {
+    let objects = &store.objects;
+    let bytes: Vec<u8> =
+        (0..20_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let bytes = Bytes::from(bytes);
+    objects.put(&file("file-large"), bytes.clone()).await.expect("puts");
+    assert_eq!(objects.head(&file("file-large")).await.expect("reads"), Some(20_000_003));
+    assert!(objects.get(&file("file-large")).await.expect("gets") == bytes);
+    assert_eq!(store.kept().await, 1);
+}
+
+async fn names_cannot_leave_the_folder(store: Store) {
+    let objects = &store.objects;
     for bad in
         ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "a\\b", "ü", "a\0b", "a#1"]
     {
@@ -95,9 +108,8 @@ async fn names_cannot_leave_the_folder() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_is_visible_only_when_finished() {
-    let (folder, objects) = open();
+async fn an_upload_is_visible_only_when_finished(store: Store) {
+    let objects = &store.objects;
     let key = file("file-up");
     let chunk = Bytes::from(vec![7_u8; 3 << 20]);
     let mut writer = objects.writer(&key).await.expect("begins");
@@ -105,7 +117,7 @@ async fn an_upload_is_visible_only_when_finished() {
         writer.write(chunk.clone()).await.expect("writes");
         assert_eq!(objects.head(&key).await.expect("reads"), None);
     }
-    assert!(names(&objects, ObjectKind::Files).await.is_empty());
+    assert!(names(objects, ObjectKind::Files).await.is_empty());
     assert_eq!(writer.bytes(), 21 << 20);
     assert_eq!(writer.finish().await.expect("finishes"), 21 << 20);
     let (bytes, stream) = objects.get_stream(&key).await.expect("reads");
@@ -113,16 +125,15 @@ async fn an_upload_is_visible_only_when_finished() {
     assert_eq!(bytes, 21 << 20);
     assert!(read.concat().iter().all(|byte| *byte == 7));
     assert_eq!(read.concat().len(), 21 << 20);
-    assert_eq!(on_disk(folder.path()).len(), 1);
+    assert_eq!(store.kept().await, 1);
 
     let empty = objects.writer(&file("file-empty")).await.expect("begins");
     assert_eq!(empty.finish().await.expect("finishes"), 0);
     assert_eq!(objects.get(&file("file-empty")).await.expect("gets"), "");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_dropped_half_way_leaves_nothing() {
-    let (folder, objects) = open();
+async fn an_upload_dropped_half_way_leaves_nothing(store: Store) {
+    let objects = &store.objects;
     objects.put(&file("file-old"), Bytes::from_static(b"old")).await.expect("puts");
     for (id, drop_it) in [("file-new", true), ("file-old", true), ("file-new", false)] {
         let mut writer = objects.writer(&file(id)).await.expect("begins");
@@ -137,33 +148,33 @@ async fn an_upload_dropped_half_way_leaves_nothing() {
     }
     // Dropping cleans up in the background.
     for _ in 0..100 {
-        if on_disk(folder.path()).len() == 1 {
+        if store.kept().await == 1 {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    assert_eq!(on_disk(folder.path()).len(), 1);
+    assert_eq!(store.kept().await, 1);
     assert_eq!(objects.head(&file("file-new")).await.expect("reads"), None);
     assert_eq!(objects.get(&file("file-old")).await.expect("gets"), "old");
 }
 
 #[tokio::test]
 async fn what_a_killed_process_left_is_removed_at_the_next_start() {
-    let (folder, objects) = open();
+    let store = Store::disk();
+    let objects = &store.objects;
     objects.put(&file("file-a"), Bytes::from_static(b"x")).await.expect("puts");
     let mut writer = objects.writer(&file("file-b")).await.expect("begins");
     writer.write(Bytes::from(vec![1; 9 << 20])).await.expect("writes");
     // The process ends here: no destructor runs.
     std::mem::forget(writer);
-    assert_eq!(on_disk(folder.path()).len(), 2);
-    let again = Objects::open_local(&folder.path().join("objects")).expect("opens");
-    assert_eq!(on_disk(folder.path()).len(), 1);
+    assert_eq!(store.kept().await, 2);
+    let again = store.open_again();
+    assert_eq!(store.kept().await, 1);
     assert_eq!(names(&again, ObjectKind::Files).await, ["files/file-a"]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_see_the_old_or_the_new_object_whole() {
-    let (_folder, objects) = open();
+async fn readers_see_the_old_or_the_new_object_whole(store: Store) {
+    let objects = &store.objects;
     let key = file("file-a");
     objects.put(&key, Bytes::from(vec![0; 1 << 20])).await.expect("puts");
     let writer = objects.clone();
