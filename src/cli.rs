@@ -30,6 +30,16 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show it all in a few minutes: chat, train two adapters at once, compare.
     Demo(DemoArgs),
+    /// Serve HTTP: one of any number of gateways over shared storage.
+    Gateway(GatewayArgs),
+    /// Run one base on one device: one of any number of workers over shared storage.
+    Worker(WorkerArgs),
+    /// Bring the shared database's schema up to date.
+    Migrate {
+        /// Postgres: `postgres://user:password@host/database`.
+        #[arg(long, env = "LOQUETIER_DATABASE_URL", hide_env_values = true)]
+        database_url: String,
+    },
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -77,6 +87,64 @@ pub struct ServeArgs {
     /// Web origins that may call from a browser.
     #[arg(long, env = "LOQUETIER_CORS_ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
+    /// Bounds and objectives.
+    #[command(flatten)]
+    pub tuning: TuningArgs,
+}
+
+/// What all processes of the production form share.
+#[derive(Args, Debug, Clone)]
+pub struct SharedArgs {
+    /// Postgres: `postgres://user:password@host/database`.
+    #[arg(long, env = "LOQUETIER_DATABASE_URL", hide_env_values = true)]
+    pub database_url: String,
+    /// Redis: `redis://[user:password@]host[:port][/database]`.
+    #[arg(long, env = "LOQUETIER_REDIS_URL", hide_env_values = true)]
+    pub redis_url: String,
+    /// Bucket of an S3-compatible store: `s3://bucket` or `s3://bucket/prefix`. Credentials come
+    /// from the usual AWS_… variables.
+    #[arg(long, env = "LOQUETIER_OBJECT_STORE")]
+    pub object_store: String,
+    /// Another store than Amazon's; `http://…` is spoken to without encryption.
+    #[arg(long, env = "LOQUETIER_S3_ENDPOINT")]
+    pub s3_endpoint: Option<String>,
+    /// Region of the bucket, in place of AWS_REGION.
+    #[arg(long, env = "LOQUETIER_S3_REGION")]
+    pub s3_region: Option<String>,
+}
+
+/// `loquetier gateway`.
+#[derive(Args, Debug, Clone)]
+pub struct GatewayArgs {
+    /// Address to listen on.
+    #[arg(long, env = "LOQUETIER_LISTEN", default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+    /// Web origins that may call from a browser.
+    #[arg(long, env = "LOQUETIER_CORS_ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+    /// Where rows, messages and objects are.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// `loquetier worker`.
+#[derive(Args, Debug, Clone)]
+pub struct WorkerArgs {
+    /// Folder of the base in Hugging Face layout; without it the embedded demo base is served.
+    #[arg(long, env = "LOQUETIER_BASE_MODEL")]
+    pub base_model: Option<PathBuf>,
+    /// Model name of the base; its folder's name by default.
+    #[arg(long, env = "LOQUETIER_SERVED_MODEL_NAME")]
+    pub served_model_name: Option<String>,
+    /// Name of this worker, unlike any other's; random by default.
+    #[arg(long, env = "LOQUETIER_WORKER_ID")]
+    pub worker_id: Option<String>,
+    /// Device to compute on.
+    #[arg(long, env = "LOQUETIER_DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
+    pub device: DeviceKind,
+    /// Where rows, messages and objects are.
+    #[command(flatten)]
+    pub shared: SharedArgs,
     /// Bounds and objectives.
     #[command(flatten)]
     pub tuning: TuningArgs,

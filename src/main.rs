@@ -7,6 +7,7 @@ mod demo;
 mod device;
 mod embedded;
 mod keys;
+mod production;
 mod server;
 
 use clap::Parser;
@@ -34,6 +35,15 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Openapi => print!("{}", gateway::openapi_json()),
         Command::Keys(command) => keys::run(command).await?,
+        Command::Migrate { database_url } => production::migrate(&database_url).await?,
+        Command::Gateway(args) => {
+            log_to_stderr(&cli.log, cli.log_json)?;
+            production::gateway(args).await?;
+        }
+        Command::Worker(args) => {
+            log_to_stderr(&cli.log, cli.log_json)?;
+            production::worker(args).await?;
+        }
         Command::Kernels(KernelsCommand::Compile { arch, out }) => compile_kernels(&arch, out)?,
         Command::Serve(args) => {
             log_to_stderr(&cli.log, cli.log_json)?;

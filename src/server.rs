@@ -32,7 +32,8 @@ pub struct Server {
 impl Server {
     /// Starts everything. Errors are for the person at the terminal.
     pub async fn start(args: &ServeArgs) -> anyhow::Result<Self> {
-        let (files, base_name) = open_base(args)?;
+        let (files, base_name) =
+            open_base(args.base_model.as_deref(), args.served_model_name.as_ref())?;
         let listener = listen(args.listen).await?;
         let address = listener.local_addr()?;
         let storage = Storage::open_embedded(&args.data_dir).await?;
@@ -103,12 +104,16 @@ pub async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     server.stop().await
 }
 
-fn open_base(args: &ServeArgs) -> anyhow::Result<(BaseFiles, String)> {
-    let Some(folder) = &args.base_model else {
-        let name = args.served_model_name.clone().unwrap_or_else(|| embedded::NAME.to_owned());
+/// Files and model name of the base in `folder`, or of the embedded one.
+pub fn open_base(
+    folder: Option<&Path>,
+    name: Option<&String>,
+) -> anyhow::Result<(BaseFiles, String)> {
+    let Some(folder) = folder else {
+        let name = name.cloned().unwrap_or_else(|| embedded::NAME.to_owned());
         return Ok((embedded::open()?, name));
     };
-    let name = match &args.served_model_name {
+    let name = match name {
         Some(name) => name.clone(),
         None => folder_name(folder)?,
     };
@@ -125,7 +130,8 @@ fn folder_name(folder: &Path) -> anyhow::Result<String> {
     Ok(name.to_string_lossy().into_owned())
 }
 
-async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+/// Listens on an address, or says why not.
+pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
             anyhow::anyhow!("{address} is in use by another program; choose another with --listen")

@@ -56,6 +56,14 @@ pub enum Error {
     /// The database refused or is away; see [`Error::is_unavailable`].
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
+    /// The shared database has not been brought up to date.
+    #[error("the database's schema is at step {found} of {wanted}; run `loquetier migrate` first")]
+    SchemaBehind {
+        /// Steps taken.
+        found: i64,
+        /// Steps this release needs.
+        wanted: i64,
+    },
     /// The schema could not be brought up to date.
     #[error("migrating the database: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),

@@ -51,7 +51,7 @@ impl Storage {
         Ok(Self { db, queue, objects, _folder: Some(Arc::new(lock)) })
     }
 
-    /// Opens the form that many processes share: Postgres (`postgres://…`), Redis (`redis://…`)
+    /// Opens the form that many processes share, its database migrated before: Postgres (`postgres://…`), Redis (`redis://…`)
     /// and the objects given. Fails where one of them does not answer.
     pub async fn open_shared(
         database_url: &str,
@@ -59,7 +59,7 @@ impl Storage {
         redis: RedisOptions,
         objects: Objects,
     ) -> Result<Self> {
-        let db = Db::open_url(database_url).await?;
+        let db = Db::open_shared(database_url).await?;
         let queue = Arc::new(RedisQueue::connect(redis_url, redis).await?);
         Ok(Self { db, queue, objects, _folder: None })
     }

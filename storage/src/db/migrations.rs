@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{AnyConnection, SqlSafeStr};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Version, name and text of every step, in order; released steps never change.
 const STEPS: [(i64, &str, &str); 1] =
@@ -21,6 +21,28 @@ pub(super) async fn run(connection: &mut AnyConnection) -> Result<()> {
     let migrator = Migrator::with_migrations(steps.collect());
     // Not `run`: its future cannot be spawned, for a lifetime the compiler cannot generalise.
     migrator.run_direct(None, connection, false).await?;
+    Ok(())
+}
+
+/// Number of the last step.
+pub(super) fn last() -> i64 {
+    STEPS.iter().map(|(version, ..)| *version).max().unwrap_or(0)
+}
+
+/// Errors unless all steps have been taken.
+pub(super) async fn check(connection: &mut AnyConnection) -> Result<()> {
+    let taken = "SELECT CAST(COUNT(*) AS BIGINT) FROM _sqlx_migrations \
+                 WHERE success AND version <= $1";
+    let found = sqlx::query_scalar::<_, i64>(taken).bind(last()).fetch_one(connection).await;
+    let found = match found {
+        Ok(count) => count,
+        // No table of steps: a new database.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => 0,
+        Err(error) => return Err(error.into()),
+    };
+    if found < STEPS.len() as i64 {
+        return Err(Error::SchemaBehind { found, wanted: STEPS.len() as i64 });
+    }
     Ok(())
 }
 

@@ -101,6 +101,25 @@ impl Db {
         Self::pooled(Dialect::Postgres, url)
     }
 
+    /// Brings the database at `postgres://…` up to date; the number of its last step.
+    pub async fn migrate(url: &str) -> Result<i64> {
+        Self::open_url(url).await?;
+        Ok(migrations::last())
+    }
+
+    /// Opens a database that [`Db::migrate`] has brought up to date: processes that start together
+    /// must not change the schema under each other. [`Error::SchemaBehind`] where steps are missing;
+    /// steps of a newer release are no hindrance, they only add.
+    pub async fn open_shared(url: &str) -> Result<Self> {
+        if Dialect::of_url(url) != Some(Dialect::Postgres) {
+            return Err(Error::DatabaseScheme);
+        }
+        let mut first = Self::first_connection(url).await?;
+        migrations::check(&mut first).await?;
+        first.close().await?;
+        Self::pooled(Dialect::Postgres, url)
+    }
+
     /// A connection outside the pool: a pool retries for seconds and then only says "timed out",
     /// where this says at once what is wrong.
     async fn first_connection(url: &str) -> Result<AnyConnection> {
