@@ -154,7 +154,7 @@ struct Reader {
     /// The last id read.
     cursor: String,
     ready: VecDeque<TokenMessage>,
-    /// The last entry of the stream was read.
+    /// The last of the stream was read.
     ended: bool,
     standing: watch::Receiver<Standing>,
     /// Its own connection, on which it waits.
@@ -173,8 +173,15 @@ impl Reader {
             if let Some(message) = self.ready.pop_front() {
                 return Some(Received::Message(message));
             }
-            let standing = self.standing.borrow_and_update().clone();
-            let token = standing.filter(|_| !self.ended)?;
+            if self.ended {
+                return None;
+            }
+            let Some(token) = self.standing.borrow_and_update().clone() else {
+                // What lies there was sent to this receiver; nothing more comes.
+                let last = self.read(None).await;
+                self.ended = self.ready.is_empty() || last.is_err();
+                continue;
+            };
             if token != self.token {
                 self.token = token;
                 self.cursor = "0-0".to_owned();
@@ -182,7 +189,7 @@ impl Reader {
                 self.trimming = None;
                 return Some(Received::Lost);
             }
-            match self.read().await {
+            match self.read(Some(READ_WAIT)).await {
                 Ok(()) => self.outage.succeeded(WHAT),
                 Err(error) => {
                     self.outage.failed(WHAT, &error);
@@ -192,8 +199,9 @@ impl Reader {
         }
     }
 
-    /// Waits for entries, a little, or until another stream counts.
-    async fn read(&mut self) -> Result<()> {
+    /// Reads the entries there are. Where there are none, waits for one, or until another stream
+    /// counts, if it is to wait.
+    async fn read(&mut self, wait: Option<Duration>) -> Result<()> {
         self.trimmed().await?;
         let Self { shared, standing, connection, .. } = self;
         let mut own = match connection.take() {
@@ -201,12 +209,15 @@ impl Reader {
             None => shared.link.connect_reader(READ_WAIT).await?,
         };
         let mut read = redis::cmd("XREAD");
-        read.arg("COUNT").arg(READ_MESSAGES).arg("BLOCK").arg(millis(READ_WAIT));
+        read.arg("COUNT").arg(READ_MESSAGES);
+        if let Some(wait) = wait {
+            read.arg("BLOCK").arg(millis(wait));
+        }
         read.arg("STREAMS").arg(shared.keys.tokens(&self.gateway_id, &self.token));
         read.arg(&self.cursor);
         let reply = tokio::select! {
             // The connection goes with the wait that is given up.
-            _ = standing.changed() => return Ok(()),
+            _ = standing.changed(), if wait.is_some() => return Ok(()),
             reply = read.query_async::<Option<StreamReadReply>>(&mut own) => reply?,
         };
         self.connection = Some(own);
