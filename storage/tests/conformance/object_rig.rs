@@ -39,7 +39,7 @@ pub struct Store {
 
 enum Place {
     Disk(TempDir),
-    Bucket { config: S3Config, bucket: Bucket, folder: String },
+    Bucket { config: Box<S3Config>, bucket: Bucket, folder: String },
 }
 
 /// The test server's bucket.
@@ -83,7 +83,7 @@ impl Store {
         let bucket = Bucket::given()?;
         let (config, folder) = bucket.config(&bucket.server, S3Limits::default());
         let objects = Objects::open_s3(&config).expect("opens");
-        Some(Self { objects, place: Place::Bucket { config, bucket, folder } })
+        Some(Self { objects, place: Place::Bucket { config: Box::new(config), bucket, folder } })
     }
 
     /// As another process opens it.

@@ -6,6 +6,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+const NO_SUCH_UPLOAD: &[u8] = b"HTTP/1.1 404 Not Found\r\nconnection: close\r\n\
+    content-length: 42\r\n\r\n<Error><Code>NoSuchUpload</Code></Error>\r\n";
+
 /// What the proxy does with what passes through it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -17,8 +20,11 @@ pub enum Fault {
     Silent,
     /// Once: closes the connection after so many bytes of answers.
     CutAnswer { after: usize },
-    /// Once: passes on the request that completes an upload, and loses its answer.
+    /// Once: passes on the request that completes an upload, loses its answer, and says to the
+    /// next one that there is no such upload, as a store may that has forgotten a completed one.
     LoseCompletion,
+    /// The second half of the one above.
+    ForgetUpload,
 }
 
 #[derive(Clone)]
@@ -60,9 +66,9 @@ impl Proxy {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends a fault that happens once; open connections stay.
-    fn done(&self) {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Fault::None;
+    /// What follows a fault that happens once; open connections stay.
+    fn set_quietly(&self, next: Fault) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
     async fn pass(&self, mut client: TcpStream, server: &str) -> Option<()> {
@@ -79,20 +85,24 @@ impl Proxy {
                     if self.fault() == Fault::Silent {
                         continue;
                     }
+                    if self.fault() == Fault::ForgetUpload && completes(piece) {
+                        self.set_quietly(Fault::None);
+                        return client.write_all(NO_SUCH_UPLOAD).await.ok();
+                    }
                     lose |= self.fault() == Fault::LoseCompletion && completes(piece);
                     upstream.write_all(piece).await.ok()?;
                 }
                 read = upstream.read(&mut answered) => {
                     let piece = &answered[..read.ok().filter(|count| *count > 0)?];
                     if lose {
-                        self.done();
+                        self.set_quietly(Fault::ForgetUpload);
                         return None;
                     }
                     seen += piece.len();
                     if let Fault::CutAnswer { after } = self.fault()
                         && seen > after
                     {
-                        self.done();
+                        self.set_quietly(Fault::None);
                         return None;
                     }
                     client.write_all(piece).await.ok()?;
