@@ -56,8 +56,8 @@ __device__ __forceinline__ void prefill(
     }
 }
 
-/// `o (N, Q·D)` of the rows of sequences with `least` rows or more, at least 1; `count` sequences; the cache is
-/// `(blocks · block_size, K·D)`; `scale` = 1 / sqrt(dim).
+/// `o (N, Q·D)` of the rows of sequences with `least` rows or more, at least 1; `count` sequences;
+/// the cache is `(blocks · block_size, K·D)`; `scale` = 1 / sqrt(dim).
 /// Grid (Q, any number of blocks: they share the tiles), 128 threads.
 #define ATTENTION_PREFILL(D, NAME)                                                              \
     extern "C" __global__ void __launch_bounds__(QUERY_THREADS, 2)                            \
@@ -65,7 +65,7 @@ __device__ __forceinline__ void prefill(
              const int* blocks, int count, int least, int block_size, int q_heads,              \
              int kv_heads, int dim, float scale) {                                              \
         prefill<D>(o, qkv, k, v, sequences, blocks, count, least, block_size, q_heads,          \
-                   kv_heads, dim, scale * LOG2_E);                                                             \
+                   kv_heads, dim, scale * LOG2_E);                                              \
     }
 
 ATTENTION_PREFILL(64, attention_prefill_64)

@@ -131,9 +131,9 @@ impl Cuda {
         })
     }
 
-    /// Makes what a row comes to independent of what else is in the batch, bit for bit: products take
-    /// one algorithm per weight, whatever the number of rows, and decode attends as prefill does.
-    /// Costs speed where rows are few.
+    /// Makes what a row comes to independent of what else is in the batch, bit for bit: products
+    /// take one algorithm per weight, whatever the number of rows, and decode attends as prefill
+    /// does. Costs speed where rows are few.
     pub fn batch_invariant(mut self) -> Self {
         self.batch_invariant = true;
         self.numerics.push_str(" batch-invariant");

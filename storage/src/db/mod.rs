@@ -108,8 +108,8 @@ impl Db {
     }
 
     /// Opens a database that [`Db::migrate`] has brought up to date: processes that start together
-    /// must not change the schema under each other. [`Error::SchemaBehind`] where steps are missing;
-    /// steps of a newer release are no hindrance, they only add.
+    /// must not change the schema under each other. [`Error::SchemaBehind`] where steps are
+    /// missing; steps of a newer release are no hindrance, they only add.
     pub async fn open_shared(url: &str) -> Result<Self> {
         if Dialect::of_url(url) != Some(Dialect::Postgres) {
             return Err(Error::DatabaseScheme);

@@ -1,7 +1,7 @@
 //! The whole model on a GPU: against float32, no farther than transformers and PEFT in bfloat16;
 //! the same batches give the same bits; neighbours, chunks and resuming change nothing beyond
-//! rounding, and nothing at all on a device whose rows stand alone. `tests/whole/make.py` makes the files on the machine with the GPU;
-//! `LOQUETIER_WHOLE_MODEL` names their folder.
+//! rounding, and nothing at all on a device whose rows stand alone. `tests/whole/make.py` makes the
+//! files on the machine with the GPU; `LOQUETIER_WHOLE_MODEL` names their folder.
 
 use crate::common::reading::{Reader, blocks, logits, read};
 use crate::common::training::{item, micro_batch, micro_batch_beside};

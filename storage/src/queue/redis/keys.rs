@@ -6,7 +6,7 @@
 //! | `P:worker:ID` | hash | `token`, `presence`, bounds of the inbox | presence expiry |
 //! | `P:inbox:ID:TOKEN:requests` | list | `ATTEMPT:REQUEST` in order | [`LINGER`] |
 //! | `P:inbox:ID:TOKEN:bodies` | hash | `ATTEMPT:REQUEST` → envelope | [`LINGER`] |
-//! | `P:inbox:ID:TOKEN:seen:ATTEMPT:REQUEST` | text | placed lately, so a repeat is none | [`SEEN`] |
+//! | `P:inbox:ID:TOKEN:seen:ATTEMPT:REQUEST` | text | placed lately: no repeat | [`SEEN`] |
 //! | `P:inbox:ID:TOKEN:controls` | list | envelopes | [`LINGER`] |
 //! | `P:inbox:ID:TOKEN:handed` | hash | what the worker took last, by number | [`LINGER`] |
 //! | `P:inbox:ID:TOKEN:bell` | list | one element while something may wait | [`LINGER`] |
