@@ -269,8 +269,13 @@ impl From<storage::Error> for ApiError {
                 ApiError::invalid_value(*field, message)
             }
             unavailable if unavailable.is_unavailable() => {
-                tracing::error!(%error, "the database is away");
-                ApiError::overloaded("The database cannot be reached at the moment.")
+                let away = match unavailable {
+                    storage::Error::QueueAway(_) => "queue",
+                    storage::Error::ObjectsUnavailable(_) => "object store",
+                    _ => "database",
+                };
+                tracing::error!(%error, away, "a store is away");
+                ApiError::overloaded(format!("The {away} cannot be reached at the moment."))
             }
             _ => ApiError::internal(&error),
         }
