@@ -178,7 +178,7 @@ pub(super) fn attention_paged(
         return Ok(());
     }
     // Prefill sums over keys in an order that depends on nothing but a row's position.
-    let least = if cuda.is_batch_invariant() { 1 } else { 2 };
+    let least: i32 = if cuda.is_batch_invariant() { 1 } else { 2 };
     if least > 1 {
         // As many sequences as rows: (nearly) all have one. Decode takes the others as well.
         let longer = rows <= sequences;

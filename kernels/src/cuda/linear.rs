@@ -223,10 +223,11 @@ impl Plan {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue).map_err(&fault)?;
         }
-        plan.algorithm = match model {
-            None => plan.choose(handle, key).map_err(&fault)?,
-            Some(model) => Self::new(handle, model, None)?.algorithm,
+        let Some(model) = model else {
+            plan.algorithm = plan.choose(handle, key).map_err(&fault)?;
+            return Ok(plan);
         };
+        plan.algorithm = Self::new(handle, model, None)?.algorithm;
         plan.check(handle).map_err(&fault)?;
         Ok(plan)
     }
