@@ -26,7 +26,7 @@ mod smlm;
 mod sources;
 mod transfer;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -60,7 +60,6 @@ pub struct Cuda {
     uploads: RefCell<Uploads>,
     downloads: Downloads,
     clock: RefCell<Clock>,
-    largest_scratch: Cell<usize>,
     processors: usize,
     batch_invariant: bool,
     name: String,
@@ -122,7 +121,6 @@ impl Cuda {
             uploads: RefCell::new(Uploads::new(&context)?),
             downloads: Downloads::new(&context),
             clock: RefCell::new(Clock::new(&context, stream)?),
-            largest_scratch: Cell::new(0),
             processors: processors as usize,
             batch_invariant: false,
             name: format!("cuda:{ordinal} {name}"),
@@ -157,7 +155,6 @@ impl Cuda {
 
     /// Address of scratch memory for the operation at work, aligned to 256 bytes.
     fn scratch(&self, bytes: usize) -> Result<u64> {
-        self.largest_scratch.set(self.largest_scratch.get().max(bytes));
         match bytes <= self.scratch.len() {
             true => Ok(In::all(&self.scratch).address()),
             false => Err(Error::Device(format!(
