@@ -160,7 +160,10 @@ impl Gateway {
 /// a stream whose worker freezes goes on at the next one without a gap or a repeat.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_and_streams_outlive_their_worker() {
-    let Some(stores) = stores() else { return };
+    let Some(stores) = stores() else {
+        assert!(std::env::var_os("CI").is_none(), "CI names Postgres, Redis and an S3 server");
+        return;
+    };
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
 
