@@ -16,7 +16,8 @@ pub struct Cli {
     #[arg(long, global = true, env = "LOQUETIER_LOG", default_value = "info")]
     pub log: String,
     /// Write logs as JSON lines.
-    #[arg(long, global = true, env = "LOQUETIER_LOG_JSON")]
+    #[arg(long, global = true, env = "LOQUETIER_LOG_JSON",
+          value_parser = clap::builder::BoolishValueParser::new())]
     pub log_json: bool,
     /// What to do.
     #[command(subcommand)]
@@ -154,7 +155,8 @@ pub struct WorkerArgs {
 #[derive(Args, Debug, Clone)]
 pub struct DemoArgs {
     /// Exit when the demonstration is over: 0 when both adapters behave as trained.
-    #[arg(long, env = "LOQUETIER_DEMO_ONCE")]
+    #[arg(long, env = "LOQUETIER_DEMO_ONCE",
+          value_parser = clap::builder::BoolishValueParser::new())]
     pub once: bool,
     /// Where to keep what it makes; a temporary folder by default.
     #[arg(long, env = "LOQUETIER_DATA_DIR")]
@@ -214,6 +216,11 @@ pub struct TuningArgs {
     #[arg(long, env = "LOQUETIER_MAX_RANK", default_value_t = 256,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=256))]
     pub max_rank: usize,
+    /// On a GPU, answers and losses that do not depend on what else is in the batch, bit for bit,
+    /// as on the CPU; slower where rows are few.
+    #[arg(long, env = "LOQUETIER_BATCH_INVARIANT",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub batch_invariant: bool,
     /// Percentage of a GPU's free memory that may be taken.
     #[arg(long, env = "LOQUETIER_MEMORY_PERCENT", default_value_t = 92,
           value_parser = clap::value_parser!(u8).range(1..=100))]

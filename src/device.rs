@@ -15,7 +15,8 @@ pub enum Opened {
 
 /// Opens a device. `auto` takes the GPU where there is one; one that cannot be used is an error,
 /// not a reason to compute a hundred times more slowly.
-pub fn open(kind: DeviceKind, threads: usize) -> anyhow::Result<Opened> {
+/// `batch_invariant` is [`Cuda::batch_invariant`]; the CPU always is.
+pub fn open(kind: DeviceKind, threads: usize, batch_invariant: bool) -> anyhow::Result<Opened> {
     let cpu = || Ok(Opened::Cpu(Cpu::new(threads)?));
     match kind {
         DeviceKind::Cpu => cpu(),
@@ -25,7 +26,9 @@ pub fn open(kind: DeviceKind, threads: usize) -> anyhow::Result<Opened> {
         }
         DeviceKind::Auto | DeviceKind::Cuda => {
             let refused = "the GPU cannot be used (--device cpu computes on the processor)";
-            Ok(Opened::Cuda(Box::new(Cuda::open(0).context(refused)?)))
+            let cuda = Cuda::open(0).context(refused)?;
+            let cuda = if batch_invariant { cuda.batch_invariant() } else { cuda };
+            Ok(Opened::Cuda(Box::new(cuda)))
         }
     }
 }

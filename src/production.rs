@@ -45,7 +45,8 @@ pub async fn gateway(args: GatewayArgs) -> anyhow::Result<()> {
 pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
     let (files, name) = open_base(args.base_model.as_deref(), args.served_model_name.as_ref())?;
     let storage = open(&args.shared).await?;
-    let mut worker = match device::open(args.device, args.tuning.threads)? {
+    let (threads, invariant) = (args.tuning.threads, args.tuning.batch_invariant);
+    let mut worker = match device::open(args.device, threads, invariant)? {
         Opened::Cpu(device) => start(device, files, &name, &args, storage).await?,
         Opened::Cuda(device) => start(*device, files, &name, &args, storage).await?,
     };

@@ -41,7 +41,8 @@ impl Server {
 
         let dims = files.config().dims();
         let name = base_name.clone();
-        let worker = match device::open(args.device, args.tuning.threads)? {
+        let (threads, invariant) = (args.tuning.threads, args.tuning.batch_invariant);
+        let worker = match device::open(args.device, threads, invariant)? {
             Opened::Cpu(device) => start(device, files, name, args, &storage).await?,
             Opened::Cuda(device) => start(*device, files, name, args, &storage).await?,
         };

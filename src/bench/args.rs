@@ -26,6 +26,10 @@ pub struct CommonArgs {
     /// Threads of the CPU device; 0: one per core.
     #[arg(long, global = true, env = "LOQUETIER_THREADS", default_value_t = 0)]
     pub threads: usize,
+    /// Results that do not depend on what else is in the batch, bit for bit, as on the CPU.
+    #[arg(long, global = true, env = "LOQUETIER_BATCH_INVARIANT",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub batch_invariant: bool,
     /// Random weights of this shape, made on the device: llama3-8b, llama3.2-1b, qwen2.5-7b,
     /// qwen3-8b, or tiny.
     #[arg(long, global = true, value_name = "SHAPE", conflicts_with = "base_model")]

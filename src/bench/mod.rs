@@ -24,7 +24,8 @@ use suite::{Lengths, Suite};
 
 /// Runs what the command line asks for. Blocks; the engine has a thread of its own.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    match device::open(args.common.device, args.common.threads)? {
+    let common = &args.common;
+    match device::open(common.device, common.threads, common.batch_invariant)? {
         Opened::Cpu(device) => measure(device, args),
         Opened::Cuda(device) => measure(*device, args),
     }
