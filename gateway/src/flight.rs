@@ -5,11 +5,16 @@
 //! as generated ones, so the client's text goes on without a gap or a repeat; messages of earlier
 //! attempts are dropped.
 
-use storage::queue::message::{Finish, Refusal, RefusalKind, Replay, Request, Token, Update};
+use storage::queue::message::{
+    Finish, Refusal, RefusalKind, Replay, Request, Target, Token, Update,
+};
 
-/// Placements of one request before it is given up: a request that ends its workers must not walk
+/// Losses of one request before it is given up: a request that ends its workers must not walk
 /// through all of them.
-const ATTEMPTS_MAX: u32 = 4;
+const LOSSES_MAX: u32 = 4;
+
+/// Placements in all; only hand-overs, which say nothing against the request, come near.
+const ATTEMPTS_MAX: u32 = 1000;
 
 /// New tokens of one choice, for the client.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,13 +59,17 @@ pub struct Flight {
     request: Request,
     choices: Vec<Replay>,
     admission: Option<Admission>,
+    /// Fingerprint of the weights that the tokens so far are of.
+    version: String,
+    /// Workers that it lost or that had no room.
+    losses: u32,
 }
 
 impl Flight {
     /// A request not placed yet.
     pub fn new(request: Request) -> Flight {
         let choices = vec![Replay::default(); request.choices as usize];
-        Flight { request, choices, admission: None }
+        Flight { request, choices, admission: None, version: String::new(), losses: 0 }
     }
 
     /// The placement that counts.
@@ -90,15 +99,13 @@ impl Flight {
         }
         match update {
             Update::Admitted { prompt_tokens, fingerprint } => {
-                if self.admission.is_some() {
-                    return Effect::Ignore;
-                }
-                self.admission = Some(Admission { prompt_tokens, fingerprint });
-                Effect::Admitted
+                self.admit(Admission { prompt_tokens, fingerprint })
             }
             Update::Tokens { choice, first, tokens, text, finish } => {
                 self.advance(first, Delta { choice, tokens, text, finish })
             }
+            Update::Moved if self.request.attempt + 1 < ATTEMPTS_MAX => Effect::PlaceAgain,
+            Update::Moved => self.lose_worker(),
             // A worker that drains or is full now says nothing about the request itself.
             Update::Failed(refusal) if refusal.kind == RefusalKind::Overloaded => {
                 self.move_on(refusal)
@@ -127,8 +134,33 @@ impl Flight {
         &self.request
     }
 
+    /// The first admission counts. A later one must be of the same weights where they could have
+    /// changed: those of a running job, of which the client has text already.
+    fn admit(&mut self, admission: Admission) -> Effect {
+        let live = matches!(self.request.target, Target::Job { .. });
+        let begun = self.choices.iter().any(|choice| !choice.tokens.is_empty());
+        if live && begun && self.version != admission.fingerprint {
+            return Effect::Fail(Refusal {
+                kind: RefusalKind::Overloaded,
+                message: "The version of the job's model that was answering is gone with its \
+                          worker. Ask again for an answer of the newest one."
+                    .to_owned(),
+                param: None,
+            });
+        }
+        if !begun {
+            self.version.clone_from(&admission.fingerprint);
+        }
+        if self.admission.is_some() {
+            return Effect::Ignore;
+        }
+        self.admission = Some(admission);
+        Effect::Admitted
+    }
+
     fn move_on(&mut self, last_word: Refusal) -> Effect {
-        if self.request.attempt + 1 >= ATTEMPTS_MAX {
+        self.losses += 1;
+        if self.losses >= LOSSES_MAX {
             return Effect::Fail(last_word);
         }
         Effect::PlaceAgain
@@ -162,7 +194,7 @@ impl Flight {
 
 #[cfg(test)]
 mod tests {
-    use storage::queue::message::{Input, Limits, Sampling, Target};
+    use storage::queue::message::{Input, Limits, Sampling};
 
     use super::*;
 
@@ -257,15 +289,32 @@ mod tests {
     }
 
     #[test]
-    fn attempts_are_bounded() {
+    fn losses_are_bounded_and_hand_overs_are_no_losses() {
         let mut flight = Flight::new(request(1));
-        for attempt in 0..ATTEMPTS_MAX - 1 {
-            assert_eq!(flight.lose_worker(), Effect::PlaceAgain, "attempt {attempt}");
+        for loss in 0..LOSSES_MAX - 1 {
+            assert_eq!(flight.lose_worker(), Effect::PlaceAgain, "loss {loss}");
+            let attempt = flight.next_attempt().attempt;
+            assert_eq!(flight.receive(attempt, Update::Moved), Effect::PlaceAgain);
             flight.next_attempt();
         }
         assert!(
             matches!(flight.lose_worker(), Effect::Fail(r) if r.kind == RefusalKind::Overloaded)
         );
+    }
+
+    #[test]
+    fn text_of_live_weights_goes_on_with_the_same_version_only() {
+        let job = Target::Job { job_id: "ftjob-1".to_owned() };
+        let mut flight = Flight::new(Request { target: job, ..request(1) });
+        flight.receive(0, admitted("fp_1"));
+        flight.next_attempt();
+        assert_eq!(flight.receive(1, admitted("fp_2")), Effect::Ignore, "nothing was sent yet");
+        flight.receive(1, tokens(0, 0, &[7], "a", None));
+        flight.next_attempt();
+        assert_eq!(flight.receive(2, admitted("fp_2")), Effect::Ignore);
+        flight.next_attempt();
+        let ended = flight.receive(3, admitted("fp_1"));
+        assert!(matches!(ended, Effect::Fail(r) if r.message.contains("is gone")), "{flight:?}");
     }
 
     #[test]

@@ -254,6 +254,9 @@ pub enum Update {
         /// Set on the choice's last message.
         finish: Option<Finish>,
     },
+    /// Handed over: the worker has let go of the request, which is to be placed again with the
+    /// tokens so far; its last message of this attempt.
+    Moved,
     /// Refused or failed; the last message of the request.
     Failed(Refusal),
 }
