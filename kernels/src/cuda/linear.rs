@@ -13,44 +13,15 @@ use half::bf16;
 use super::Cuda;
 use super::fault::blas_fault;
 use super::memory::{Address, Buf};
+use super::product::{Descriptors, Key, WORKSPACE_BYTES, alignment, best, usual};
 use crate::{In, LinearShape, Out, Result};
 
-/// Memory that cuBLASLt may use; its guide asks for 32 MiB on Hopper.
-const WORKSPACE_BYTES: usize = 64 << 20;
-/// Rows whose algorithm all numbers of rows take where a row must not depend on its neighbours.
-const USUAL_ROWS: usize = 256;
 /// Shapes whose plans are kept. More are possible only where row counts vary without end.
 const MAX_PLANS: usize = 4096;
 
-/// What decides a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    /// `dy W` rather than `x Wᵀ`.
-    backward: bool,
-    shape: (usize, usize, usize),
-    bias: bool,
-    /// Alignments in bytes of weight, input, output.
-    alignment: [u32; 3],
-}
-
-impl Key {
-    /// The key that stands for all numbers of rows: with the alignment that any row has.
-    fn usual(self) -> Self {
-        let (_, input, output) = self.shape;
-        let (from, to) = if self.backward { (output, input) } else { (input, output) };
-        let of_rows = |width: usize, own: u32| alignment(2 * width as u64).min(own).min(16);
-        let [weight, x, y] = self.alignment;
-        let alignment = [weight.min(16), of_rows(from, x), of_rows(to, y)];
-        Self { shape: (USUAL_ROWS, input, output), alignment, ..self }
-    }
-}
-
-/// Descriptors and algorithm of one product, column-major as the library sees it.
+/// How one product is done.
 struct Plan {
-    product: sys::cublasLtMatmulDesc_t,
-    weight: sys::cublasLtMatrixLayout_t,
-    input: sys::cublasLtMatrixLayout_t,
-    output: sys::cublasLtMatrixLayout_t,
+    descriptors: Descriptors,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
@@ -59,8 +30,9 @@ pub(super) struct Products {
     handle: sys::cublasLtHandle_t,
     workspace: Buf<u8>,
     plans: RefCell<HashMap<Key, Plan>>,
+    /// Algorithms that do any number of rows, by [`Key::usual`].
+    usual: RefCell<HashMap<Key, sys::cublasLtMatmulAlgo_t>>,
 }
-
 // SAFETY: handles of the library, used by the one thread that owns the device.
 unsafe impl Send for Products {}
 
@@ -70,6 +42,7 @@ impl Products {
             handle: result::create_handle().map_err(blas_fault("start"))?,
             workspace: Buf::zeroed(context, WORKSPACE_BYTES)?,
             plans: RefCell::default(),
+            usual: RefCell::default(),
         })
     }
 }
@@ -82,15 +55,27 @@ impl Drop for Products {
     }
 }
 
-impl Drop for Plan {
-    fn drop(&mut self) {
-        // SAFETY: each was made once.
-        unsafe {
-            let _ = result::destroy_matmul_desc(self.product);
-            for layout in [self.weight, self.input, self.output] {
-                let _ = result::destroy_matrix_layout(layout);
-            }
+impl Products {
+    /// Where rows stand alone, one algorithm does every number of them.
+    fn plan(&self, key: Key, rows_stand_alone: bool) -> Result<Plan> {
+        let what = format!("{key:?}");
+        let fault = blas_fault(&what);
+        let descriptors = Descriptors::new(key).map_err(&fault)?;
+        if !rows_stand_alone {
+            let algorithm = best(self.handle, &descriptors, key).map_err(&fault)?;
+            return Ok(Plan { descriptors, algorithm });
         }
+        let (model, mut known) = (key.usual(), self.usual.borrow_mut());
+        let algorithm = match known.get(&model) {
+            Some(algorithm) => *algorithm,
+            None => {
+                let found = usual(self.handle, model).map_err(&fault)?;
+                known.insert(model, found);
+                found
+            }
+        };
+        descriptors.check(self.handle, &algorithm, 0).map_err(&fault)?;
+        Ok(Plan { descriptors, algorithm })
     }
 }
 
@@ -127,11 +112,6 @@ fn check(y: usize, x: usize, weight: usize, shape: LinearShape) {
     assert_eq!((y, x, weight), wanted, "shapes of a linear layer {shape:?}");
 }
 
-/// Largest power of two, 256 at most, that divides an address.
-fn alignment(address: u64) -> u32 {
-    1 << address.trailing_zeros().min(8)
-}
-
 fn product(
     cuda: &Cuda,
     backward: bool,
@@ -154,14 +134,13 @@ fn product(
         if plans.len() >= MAX_PLANS {
             plans.clear();
         }
-        let model = cuda.is_batch_invariant().then(|| key.usual());
-        plans.insert(key, Plan::new(products.handle, key, model)?);
+        plans.insert(key, products.plan(key, cuda.is_batch_invariant())?);
     }
-    let plan = &plans[&key];
+    let Plan { descriptors, algorithm } = &plans[&key];
     let what = format!("{key:?}");
     if let Some(bias) = bias {
         let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-        plan.set(attribute, &bias).map_err(blas_fault(&what))?;
+        descriptors.set(attribute, &bias).map_err(blas_fault(&what))?;
     }
     let (one, zero) = (1.0f32, 0.0f32);
     let address = |address: u64| address as *const c_void;
@@ -170,150 +149,22 @@ fn product(
     unsafe {
         result::matmul(
             products.handle,
-            plan.product,
+            descriptors.product,
             (&raw const one).cast(),
             (&raw const zero).cast(),
             address(weight),
-            plan.weight,
+            descriptors.weight,
             address(input),
-            plan.input,
+            descriptors.input,
             address(output),
-            plan.output,
+            descriptors.output,
             output as *mut c_void,
-            plan.output,
-            &plan.algorithm,
+            descriptors.output,
+            algorithm,
             workspace.address() as *mut c_void,
             WORKSPACE_BYTES,
             cuda.stream().cast(),
         )
     }
     .map_err(blas_fault(&what))
-}
-
-impl Plan {
-    /// Row-major `y (N, out) = x Wᵀ` is column-major `yᵀ (out, N) = Wᵀ' xᵀ`, where the library
-    /// sees W as `(in, out)` and transposes it; backward takes it as it is.
-    /// Takes the algorithm of `model` where one is given, as it is.
-    fn new(handle: sys::cublasLtHandle_t, key: Key, model: Option<Key>) -> Result<Self> {
-        let what = format!("{key:?}");
-        let fault = blas_fault(&what);
-        let (rows, input, output) = key.shape;
-        let (from, to) = if key.backward { (output, input) } else { (input, output) };
-        let layout = |height: usize, width: usize| {
-            let kind = sys::cudaDataType_t::CUDA_R_16BF;
-            result::create_matrix_layout(kind, height as u64, width as u64, height as i64)
-        };
-        let product = result::create_matmul_desc(
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cudaDataType_t::CUDA_R_32F,
-        )
-        .map_err(&fault)?;
-        let mut plan = Self {
-            product,
-            weight: layout(input, output).map_err(&fault)?,
-            input: layout(from, rows).map_err(&fault)?,
-            output: layout(to, rows).map_err(&fault)?,
-            // SAFETY: plain data, overwritten below before use.
-            algorithm: unsafe { std::mem::zeroed() },
-        };
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let transpose = i32::from(!key.backward);
-        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transpose).map_err(&fault)?;
-        if key.bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-            plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue).map_err(&fault)?;
-        }
-        let Some(model) = model else {
-            plan.algorithm = plan.choose(handle, key).map_err(&fault)?;
-            return Ok(plan);
-        };
-        plan.algorithm = Self::new(handle, model, None)?.algorithm;
-        plan.check(handle).map_err(&fault)?;
-        Ok(plan)
-    }
-
-    /// Errors unless the algorithm can do this product in the workspace there is.
-    fn check(&self, handle: sys::cublasLtHandle_t) -> std::result::Result<(), result::CublasError> {
-        // SAFETY: plain data, written by the call.
-        let mut found: sys::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
-        // SAFETY: live descriptors and valid pointers.
-        unsafe {
-            sys::cublasLtMatmulAlgoCheck(
-                handle,
-                self.product,
-                self.weight,
-                self.input,
-                self.output,
-                self.output,
-                &self.algorithm,
-                &mut found,
-            )
-        }
-        .result()?;
-        found.state.result()?;
-        match found.workspaceSize <= WORKSPACE_BYTES {
-            true => Ok(()),
-            false => Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)),
-        }
-    }
-
-    fn set<T>(
-        &self,
-        attribute: sys::cublasLtMatmulDescAttributes_t,
-        value: &T,
-    ) -> std::result::Result<(), result::CublasError> {
-        let value: *const T = value;
-        // SAFETY: a live descriptor and a value of the attribute's size.
-        unsafe {
-            result::set_matmul_desc_attribute(self.product, attribute, value.cast(), size_of::<T>())
-        }
-    }
-
-    /// The library's first proposal: a function of the shape alone.
-    fn choose(
-        &self,
-        handle: sys::cublasLtHandle_t,
-        key: Key,
-    ) -> std::result::Result<sys::cublasLtMatmulAlgo_t, result::CublasError> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let preference = result::create_matmul_pref()?;
-        let [weight, input, output] = key.alignment;
-        let limits = [
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, weight),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, input),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, output),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, output),
-        ];
-        let workspace = WORKSPACE_BYTES;
-        let set = |attribute, value: *const c_void, len| {
-            // SAFETY: a live preference and a value of the attribute's size.
-            unsafe { result::set_matmul_pref_attribute(preference, attribute, value, len) }
-        };
-        let mut chosen = set(
-            Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-            (&raw const workspace).cast(),
-            size_of::<usize>(),
-        );
-        for (attribute, bytes) in &limits {
-            let value: *const u32 = bytes;
-            chosen = chosen.and_then(|()| set(*attribute, value.cast(), size_of::<u32>()));
-        }
-        let found = chosen.and_then(|()| {
-            // SAFETY: live descriptors.
-            unsafe {
-                result::get_matmul_algo_heuristic(
-                    handle,
-                    self.product,
-                    self.weight,
-                    self.input,
-                    self.output,
-                    self.output,
-                    preference,
-                )
-            }
-        });
-        // SAFETY: made above, destroyed once.
-        let _ = unsafe { result::destroy_matmul_pref(preference) };
-        Ok(found?.algo)
-    }
 }

@@ -17,6 +17,7 @@ mod loss;
 mod memory;
 mod norm;
 mod optimizer;
+mod product;
 mod replay;
 mod rope;
 mod rows;

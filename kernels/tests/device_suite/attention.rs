@@ -313,6 +313,30 @@ fn decode_and_prefill<D: Lab>(lab: &D, cpu: &Cpu<f32>, heads: HeadShape) {
 
 const WIDE_BLOCK: usize = 16;
 
+/// Rows of one sequence at once, in chunks, and one by one beside another's.
+pub fn model_rows_stand_alone<D: Lab>(lab: &D) {
+    for (q_heads, kv_heads, head_dim) in [(32, 8, 128), (32, 8, 64)] {
+        let heads = HeadShape { q_heads, kv_heads, head_dim };
+        let (width, q) = (heads.qkv_width(), heads.q_width());
+        let (a, b) = (Case::new(&[700], heads, 27), Case::new(&[60], heads, 28));
+        let (whole, other) = (forward(lab, &a).0, forward(lab, &b).0);
+        let blocks = |first: i32, rows: usize| -> Vec<i32> {
+            (first..first + rows.div_ceil(WIDE_BLOCK) as i32).rev().collect()
+        };
+        for (position, rows) in [(0, 700), (699, 1), (511, 1), (0, 64), (100, 300), (650, 50)] {
+            let mut qkv = b.qkv[59 * width..].to_vec();
+            qkv.extend_from_slice(&a.qkv[position * width..][..rows * width]);
+            let beside = Sequence { row: 0, rows: 1, position: 59, blocks: blocks(0, 60) };
+            let sequence = Sequence { row: 1, rows, position, blocks: blocks(4, 700) };
+            let pair = [(beside, &b), (sequence, &a)];
+            let o = paged(lab, heads, (&qkv, rows + 1), &pair, (WIDE_BLOCK, 50));
+            let what = format!("rows {position}+{rows} of {q_heads}/{kv_heads}/{head_dim}");
+            assert_same(lab, &what, &o[q..], &whole[position * q..][..rows * q]);
+            assert_same(lab, "its neighbour", &o[..q], &other[59 * q..]);
+        }
+    }
+}
+
 #[test]
 fn gradient_is_right() {
     let heads = HeadShape { q_heads: 3, kv_heads: 1, head_dim: 4 };

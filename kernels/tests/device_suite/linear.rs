@@ -126,6 +126,20 @@ pub fn model_shapes<D: Lab>(lab: &D) {
     }
 }
 
+/// Rows of layers of an 8B base, alone and among many.
+pub fn model_rows_stand_alone<D: Lab>(lab: &D) {
+    for (input, output) in [(4096, 6144), (14336, 4096)] {
+        let case = Case::new(2100, input, output, 7);
+        let (y, dx) = (forward(lab, &case), backward(lab, &case));
+        for (first, rows) in [(0, 1), (2099, 1), (7, 64), (100, 300), (0, 1024)] {
+            let part = case.rows(first, rows);
+            let what = format!("{input}→{output}, rows {first}+{rows}");
+            assert_same(lab, &what, &forward(lab, &part), &y[first * output..][..rows * output]);
+            assert_same(lab, &what, &backward(lab, &part), &dx[first * input..][..rows * input]);
+        }
+    }
+}
+
 #[test]
 fn threads_change_no_bit() {
     let case = Case::new(70, 300, 500, 3);

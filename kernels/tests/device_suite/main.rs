@@ -74,3 +74,14 @@ device_suite!(cuda_shapes, kernels::Cuda::open(0).unwrap(), [ignore = "needs a G
     silu: model_shapes;
     smlm: model_shapes;
 });
+
+device_suite!(
+    cuda_batch_invariant_shapes,
+    kernels::Cuda::open(0).unwrap().batch_invariant(),
+    [ignore = "needs a GPU"],
+    {
+        attention: model_rows_stand_alone;
+        linear: model_rows_stand_alone, model_shapes;
+        smlm: model_rows_stand_alone;
+    }
+);

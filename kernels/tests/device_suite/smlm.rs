@@ -146,6 +146,37 @@ pub fn model_shapes<D: Lab>(lab: &D) {
     }
 }
 
+/// Rows of an 8B base's groups, alone and in batches so large that other kernels do them.
+pub fn model_rows_stand_alone<D: Lab>(lab: &D) {
+    let groups: [(&[(Module, usize)], usize); 2] = [
+        (&[(Module::Q, 4096), (Module::K, 1024), (Module::V, 1024)], 4096),
+        (&[(Module::Down, 4096)], 14_336),
+    ];
+    let ranks = [16, 64, 8, 256].map(|rank| (rank, true));
+    let segments = [(3900, Some(0)), (1, Some(1)), (200, Some(3)), (33, Some(2)), (90, Some(0))];
+    for (modules, input) in groups {
+        let case = Case::sized(modules, (1, input), &ranks, &segments, 0.1, 70);
+        let nothing = vec![0.0; case.pool.len()];
+        let y = case.forward(lab).0;
+        let dx = case.backward(lab, &vec![0.0; case.x.len()], &nothing).0;
+        for (index, first, rows) in [
+            (0, 0, 1),
+            (0, 3800, 64),
+            (0, 100, 900),
+            (0, 0, 3000),
+            (1, 0, 1),
+            (2, 70, 100),
+            (3, 5, 28),
+        ] {
+            let (part, start) = (case.part(index, first, rows), case.segments[index].row + first);
+            let (part_y, _) = part.forward(lab);
+            assert_bits("y", &part_y, &y[start * case.width..][..rows * case.width]);
+            let (part_dx, _) = part.backward(lab, &vec![0.0; part.x.len()], &nothing);
+            assert_bits("dx", &part_dx, &dx[start * case.input..][..rows * case.input]);
+        }
+    }
+}
+
 fn check_rows<D: Lab>(lab: &D, case: &Case, what: impl Fn(&str) -> String) {
     let cpu = specification();
     let (got, expected) = (case.forward(lab).0, case.forward(&cpu).0);
