@@ -59,6 +59,25 @@ pub struct CommonArgs {
     pub commit: Option<String>,
 }
 
+impl CommonArgs {
+    /// The demo base on the CPU, everything else as it is by default.
+    pub fn of_demo_base() -> Self {
+        Self {
+            device: DeviceKind::Cpu,
+            threads: 0,
+            batch_invariant: false,
+            random_weights: None,
+            base_model: None,
+            step_rows: None,
+            json: None,
+            trace: None,
+            repeats: 1,
+            quick: false,
+            commit: None,
+        }
+    }
+}
+
 /// What to measure.
 #[derive(Subcommand, Debug, Clone)]
 pub enum Measure {
@@ -74,6 +93,8 @@ pub enum Measure {
     Smlm(SmlmArgs),
     /// F1–F4 and D1–D4 in one process, on one base.
     All(AllArgs),
+    /// What gateway and queue cost, over a real Redis, on the CPU: G1, G2.
+    Gateway(GatewayArgs),
 }
 
 /// `loquetier bench finetune`.
@@ -186,6 +207,36 @@ pub struct AllArgs {
     /// How long at least to measure each of F2 and F3.
     #[arg(long, default_value_t = 60.0)]
     pub seconds: f64,
+}
+
+/// `loquetier bench gateway`.
+#[derive(Args, Debug, Clone)]
+pub struct GatewayArgs {
+    /// Redis that the messages go through; its other keys are left alone.
+    #[arg(long, env = "LOQUETIER_REDIS_URL", hide_env_values = true)]
+    pub redis_url: String,
+    /// Requests of G1, one after another.
+    #[arg(long, default_value_t = 200,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100_000))]
+    pub requests: usize,
+    /// Tokens generated for each of them.
+    #[arg(long, default_value_t = 64,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=256))]
+    pub tokens: usize,
+    /// Open streams of G2.
+    #[arg(long, default_value_t = 256,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub streams: usize,
+    /// Tokens of each stream.
+    #[arg(long, default_value_t = 5000,
+          value_parser = clap::value_parser!(u64).range(10..=1_000_000))]
+    pub stream_tokens: u64,
+    /// Be the gateway process of G2, with its rows in this folder.
+    #[arg(long, hide = true)]
+    pub serve_folder: Option<PathBuf>,
+    /// Of the keys in Redis.
+    #[arg(long, hide = true)]
+    pub prefix: Option<String>,
 }
 
 /// Two counts, as in `4x2048`.

@@ -7,6 +7,7 @@ mod data;
 mod decode;
 mod figures;
 mod finetune;
+mod gateway;
 mod load;
 mod random;
 mod rig;
@@ -16,7 +17,7 @@ mod suite;
 pub use args::BenchArgs;
 
 use crate::device::{self, Opened};
-use args::{CommonArgs, Measure};
+use args::{CommonArgs, GatewayArgs, Measure};
 use base::Base;
 use figures::{Origin, Report};
 use kernels::Device;
@@ -25,10 +26,22 @@ use suite::{Lengths, Suite};
 /// Runs what the command line asks for. Blocks; the engine has a thread of its own.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let common = &args.common;
+    if let Measure::Gateway(args) = &args.measure {
+        return measure_gateway(common, args);
+    }
     match device::open(common.device, common.threads, common.batch_invariant)? {
         Opened::Cpu(device) => measure(device, args),
         Opened::Cuda(device) => measure(*device, args),
     }
+}
+
+fn measure_gateway(common: &CommonArgs, args: &GatewayArgs) -> anyhow::Result<()> {
+    if let Some(folder) = &args.serve_folder {
+        return gateway::serve(args, folder);
+    }
+    let origin = Origin::of_this_run(common.commit.clone());
+    let report = Report::new("cpu", "gateway and queue", origin, common.json.as_deref())?;
+    gateway::measure(args, common.threads, report)
 }
 
 fn measure<D: Device>(device: D, args: &BenchArgs) -> anyhow::Result<()> {
@@ -56,6 +69,7 @@ fn measure<D: Device>(device: D, args: &BenchArgs) -> anyhow::Result<()> {
         Measure::All(args) => {
             Suite::start(device, base, lengths, common, report)?.all(args).map(drop)
         }
+        Measure::Gateway(args) => gateway::measure(args, common.threads, report),
     }
 }
 

@@ -51,8 +51,8 @@ impl Storage {
         Ok(Self { db, queue, objects, _folder: Some(Arc::new(lock)) })
     }
 
-    /// Opens the form that many processes share, its database migrated before: Postgres (`postgres://…`), Redis (`redis://…`)
-    /// and the objects given. Fails where one of them does not answer.
+    /// Opens the form that many processes share, its database migrated before: Postgres
+    /// (`postgres://…`), Redis (`redis://…`) and the objects given. Fails where one of them does not answer.
     pub async fn open_shared(
         database_url: &str,
         redis_url: &str,
@@ -62,6 +62,11 @@ impl Storage {
         let db = Db::open_shared(database_url).await?;
         let queue = Arc::new(RedisQueue::connect(redis_url, redis).await?);
         Ok(Self { db, queue, objects, _folder: None })
+    }
+
+    /// A form put together from its parts; nothing keeps other processes out.
+    pub fn of_parts(db: Db, queue: Arc<dyn Queue>, objects: Objects) -> Self {
+        Self { db, queue, objects, _folder: None }
     }
 
     /// Only the rows of a data folder, for `keys create|list|revoke`: works beside a running

@@ -13,7 +13,7 @@ use half::bf16;
 use super::Cuda;
 use super::fault::blas_fault;
 use super::memory::{Address, Buf};
-use super::product::{Descriptors, Key, WORKSPACE_BYTES, alignment, best, usual};
+use super::product::{Descriptors, Key, USUAL_ROWS, WORKSPACE_BYTES, alignment, best, usual};
 use crate::{In, LinearShape, Out, Result};
 
 /// Shapes whose plans are kept. More are possible only where row counts vary without end.
@@ -30,7 +30,7 @@ pub(super) struct Products {
     handle: sys::cublasLtHandle_t,
     workspace: Buf<u8>,
     plans: RefCell<HashMap<Key, Plan>>,
-    /// Algorithms that do any number of rows, by [`Key::usual`].
+    /// Algorithms of rows that stand alone, by [`Key::usual`].
     usual: RefCell<HashMap<Key, sys::cublasLtMatmulAlgo_t>>,
 }
 // SAFETY: handles of the library, used by the one thread that owns the device.
@@ -56,7 +56,7 @@ impl Drop for Products {
 }
 
 impl Products {
-    /// Where rows stand alone, one algorithm does every number of them.
+    /// Where rows stand alone, one algorithm does whatever number of them.
     fn plan(&self, key: Key, rows_stand_alone: bool) -> Result<Plan> {
         let what = format!("{key:?}");
         let fault = blas_fault(&what);
@@ -122,6 +122,27 @@ fn product(
         return Ok(());
     }
     cuda.bind()?;
+    if !cuda.is_batch_invariant() {
+        return rows_at_once(cuda, backward, (output, input, weight, bias), shape);
+    }
+    let (from, to) =
+        if backward { (shape.output, shape.input) } else { (shape.input, shape.output) };
+    let bytes = |rows: usize, width: usize| (rows * width * size_of::<bf16>()) as u64;
+    for first in (0..shape.rows).step_by(USUAL_ROWS) {
+        let rows = USUAL_ROWS.min(shape.rows - first);
+        let (output, input) = (output + bytes(first, to), input + bytes(first, from));
+        let shape = LinearShape { rows, ..shape };
+        rows_at_once(cuda, backward, (output, input, weight, bias), shape)?;
+    }
+    Ok(())
+}
+
+fn rows_at_once(
+    cuda: &Cuda,
+    backward: bool,
+    (output, input, weight, bias): (u64, u64, u64, Option<u64>),
+    shape: LinearShape,
+) -> Result<()> {
     let key = Key {
         backward,
         shape: (shape.rows, shape.input, shape.output),

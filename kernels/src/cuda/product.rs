@@ -10,10 +10,11 @@ type Blas<T> = std::result::Result<T, CublasError>;
 
 /// Memory that cuBLASLt may use; its guide asks for 32 MiB on Hopper.
 pub(super) const WORKSPACE_BYTES: usize = 64 << 20;
-/// Rows whose algorithm all numbers of rows take where a row must not depend on its neighbours.
-const USUAL_ROWS: usize = 256;
-/// Numbers of rows that such an algorithm has to be able to do.
-const PROBED_ROWS: [usize; 9] = [1, 7, 16, 64, 130, 1024, 4096, 8192, 65_536];
+/// Rows done at once where a row must not depend on its neighbours. One algorithm does them, and
+/// any fewer; none that the library has does any more.
+pub(super) const USUAL_ROWS: usize = 256;
+/// Fewer rows that such an algorithm has to be able to do.
+const PROBED_ROWS: [usize; 6] = [1, 7, 16, 64, 130, 255];
 /// Proposals that are looked through for it.
 const PROPOSALS: usize = 64;
 
@@ -30,7 +31,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// The key that stands for all numbers of rows: with the alignment that any row has.
+    /// The key that stands for all numbers of rows up to the usual: with the alignment of any row.
     pub fn usual(self) -> Self {
         let (_, input, output) = self.shape;
         let (from, to) = self.widths();
@@ -209,7 +210,7 @@ pub(super) fn best(
     proposals.into_iter().next().ok_or_else(not_supported)
 }
 
-/// The first proposal for a usual number of rows that can do any number, and that adds up each
+/// The first proposal for the usual number of rows that can do any smaller, and that adds up each
 /// element in one order, whatever the number: without workspace there are no partial sums of
 /// slices to add up, whose number the library could make depend on the rows.
 pub(super) fn usual(handle: sys::cublasLtHandle_t, key: Key) -> Blas<sys::cublasLtMatmulAlgo_t> {
