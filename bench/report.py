@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ROOT / "bench/results/h200.json"
 THEIRS = ROOT / "bench/results/h200-peft.json"
+CPU = ROOT / "bench/results/cpu.json"
 PAGE = ROOT / "bench/RESULTS.md"
 README = ROOT / "README.md"
 BEGIN = "<!-- figures: made by ./dev bench-report -->"
@@ -33,6 +34,12 @@ FIGURES = {
     "D3-1": ("cost of LoRA, 64 sequences, 1 adapter", True, "vLLM"),
     "D3-32": ("cost of LoRA, 64 sequences, 32 adapters", True, "vLLM"),
     "D4": ("prefill, 16×2048, 16 adapters", False, "vLLM"),
+}
+# On the CPU: what gateway and queue cost.
+GATEWAY = {
+    "G1-first": ("time that gateway and Redis add to the first token, P50", True, ""),
+    "G1-token": ("the same, to each next token, P50", True, ""),
+    "G2": ("one gateway process on one core, 256 open streams", False, ""),
 }
 PEFT = {
     "PEFT-F1": "PEFT, 4×2048 full rows",
@@ -61,11 +68,13 @@ def kept(path, names):
     return {figure["id"]: figure for figure in figures}
 
 
-def take(file, ours, theirs):
+def take(file, *groups):
     for line in Path(file).read_text().splitlines():
         figure = json.loads(line)
-        check(figure, [*FIGURES, *PEFT], file)
-        (ours if figure["id"] in FIGURES else theirs)[figure["id"]] = figure
+        check(figure, [*FIGURES, *PEFT, *GATEWAY], file)
+        for names, figures in groups:
+            if figure["id"] in names:
+                figures[figure["id"]] = figure
 
 
 def ordered(by_id, names):
@@ -81,7 +90,7 @@ def number(value):
 
 
 def row(figure):
-    what, less, peer = FIGURES[figure["id"]]
+    what, less, peer = (FIGURES | GATEWAY)[figure["id"]]
     value = figure["value"]
     of_it = ratio = "–"
     if figure["ceiling"] and value > 0:
@@ -106,7 +115,7 @@ def table(figures):
     return "\n".join(head + [row(figure) for figure in figures])
 
 
-def page(figures, theirs):
+def page(figures, theirs, cpu):
     parts = [
         "# Results",
         "Made by `./dev bench-report` from `bench/results/h200.json`; not written by hand.\n\n"
@@ -120,9 +129,16 @@ def page(figures, theirs):
     if theirs:
         lines = [f"| {PEFT[f['id']]} | {number(f['value'])} tokens/s |" for f in theirs]
         parts += ["## PEFT on the same machine", "\n".join(["| setting | |", "|---|---|", *lines])]
+    if cpu:
+        parts += [
+            "## Gateway and queue on the CPU",
+            "Two cores, a real Redis, the demo base; each request sent when the one before had\n"
+            "ended. What P99 was is printed by the command.",
+            table(cpu),
+        ]
     lines = [
         f"| {figure['id']} | `{figure['command']}` | {figure['commit']} | {figure['date']} |"
-        for figure in [*figures, *theirs]
+        for figure in [*figures, *theirs, *cpu]
     ]
     head = ["| figure | command | commit | date |", "|---|---|---|---|"]
     parts += ["## Commands", "\n".join(head + lines)]
@@ -143,21 +159,22 @@ def as_array(figures):
 
 
 def main():
-    ours, theirs = kept(OURS, FIGURES), kept(THEIRS, PEFT)
+    ours, theirs, cpu = kept(OURS, FIGURES), kept(THEIRS, PEFT), kept(CPU, GATEWAY)
     for file in sys.argv[1:]:
         if file != "--check":
-            take(file, ours, theirs)
+            take(file, (FIGURES, ours), (PEFT, theirs), (GATEWAY, cpu))
     # The peer's fastest setting counts, be it of this run or of an earlier one.
     for name in ["F1", "F2"]:
         rivals = [theirs[id]["value"] for id in theirs if id.startswith(f"PEFT-{name}")]
         if name in ours and rivals:
             earlier = ours[name]["peer"] if name == "F1" else None
             ours[name]["peer"] = max([*rivals, earlier or 0])
-    ours, theirs = ordered(ours, FIGURES), ordered(theirs, PEFT)
+    ours, theirs, cpu = ordered(ours, FIGURES), ordered(theirs, PEFT), ordered(cpu, GATEWAY)
     wanted = {
         OURS: as_array(ours),
         THEIRS: as_array(theirs),
-        PAGE: page(ours, theirs),
+        CPU: as_array(cpu),
+        PAGE: page(ours, theirs, cpu),
         README: into_readme(README.read_text(), ours),
     }
     for path, text in wanted.items():
