@@ -63,13 +63,22 @@ pub struct Flight {
     version: String,
     /// Workers that it lost or that had no room.
     losses: u32,
+    /// No worker has admitted the placement that counts.
+    waiting: bool,
 }
 
 impl Flight {
     /// A request not placed yet.
     pub fn new(request: Request) -> Flight {
         let choices = vec![Replay::default(); request.choices as usize];
-        Flight { request, choices, admission: None, version: String::new(), losses: 0 }
+        Flight {
+            request,
+            choices,
+            admission: None,
+            version: String::new(),
+            losses: 0,
+            waiting: true,
+        }
     }
 
     /// The placement that counts.
@@ -80,6 +89,11 @@ impl Flight {
     /// Set once admitted.
     pub fn admission(&self) -> Option<&Admission> {
         self.admission.as_ref()
+    }
+
+    /// No worker has admitted the placement that counts yet; it may never have got there.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting
     }
 
     /// Every choice has ended.
@@ -129,6 +143,7 @@ impl Flight {
     /// The same request for its next worker, with all tokens so far.
     pub fn next_attempt(&mut self) -> &Request {
         self.request.attempt += 1;
+        self.waiting = true;
         let begun = self.choices.iter().any(|choice| !choice.tokens.is_empty());
         self.request.replay = if begun { self.choices.clone() } else { Vec::new() };
         &self.request
@@ -151,6 +166,7 @@ impl Flight {
         if !begun {
             self.version.clone_from(&admission.fingerprint);
         }
+        self.waiting = false;
         if self.admission.is_some() {
             return Effect::Ignore;
         }

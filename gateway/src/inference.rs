@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::flight::{Admission, Delta, Effect, Flight};
 use crate::gateway::Gateway;
 use crate::placement::{Wish, candidates};
-use crate::relay::{Relay, Signal};
+use crate::relay::{ALL_ATTEMPTS, Relay, Signal};
 
 /// Pause between two looks for another worker of an open stream.
 const REPLACEMENT_PAUSE: Duration = Duration::from_millis(250);
@@ -40,6 +40,8 @@ pub struct Running {
     hints: Hints,
     signals: mpsc::Receiver<Signal>,
     hold: Hold,
+    /// When the attempt that counts was put into an inbox.
+    placed: Instant,
     over: bool,
 }
 
@@ -57,7 +59,9 @@ impl Drop for Hold {
         let (relay, request_id) = (Arc::clone(&self.relay), std::mem::take(&mut self.request_id));
         // Without a runtime the process is ending, and with it this gateway's presence.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { relay.cancel(&worker_id, &request_id).await });
+            runtime.spawn(async move {
+                relay.cancel(&worker_id, &request_id, ALL_ATTEMPTS).await;
+            });
         }
     }
 }
@@ -74,8 +78,9 @@ impl Running {
         let hold = Hold { relay, request_id: request.request_id.clone(), worker_id: None };
         let gateway = Arc::clone(gateway);
         let flight = Flight::new(request);
-        let mut running = Running { gateway, flight, hints, signals, hold, over: false };
-        let deadline = Instant::now() + running.gateway.config().admission_timeout;
+        let placed = Instant::now();
+        let mut running = Running { gateway, flight, hints, signals, hold, placed, over: false };
+        let deadline = placed + running.gateway.config().admission_timeout;
         running.place().await?;
         loop {
             let signal = timeout_at(deadline, running.signals.recv());
@@ -103,8 +108,7 @@ impl Running {
     /// The next tokens; None once every choice has ended.
     pub async fn next(&mut self) -> Option<Result<Delta, Refusal>> {
         while !self.over {
-            let signal = self.signals.recv().await;
-            match self.take(signal) {
+            match self.hear().await {
                 Effect::Deliver(delta) => {
                     if self.flight.is_done() {
                         self.finish();
@@ -125,6 +129,19 @@ impl Running {
             }
         }
         None
+    }
+
+    /// The next signal, or that the placement got no answer: an inbox can be lost unseen.
+    async fn hear(&mut self) -> Effect {
+        if !self.flight.is_waiting() {
+            let signal = self.signals.recv().await;
+            return self.take(signal);
+        }
+        let deadline = self.placed + self.gateway.config().admission_timeout;
+        match timeout_at(deadline, self.signals.recv()).await {
+            Ok(signal) => self.take(signal),
+            Err(_) => self.flight.lose_worker(),
+        }
     }
 
     fn finish(&mut self) {
@@ -171,7 +188,8 @@ impl Running {
         if let Some(before) = &before {
             // It may still be computing; and where it is the only worker, it must forget the old
             // attempt before it sees the new one.
-            let cancel = self.hold.relay.cancel(before, &request.request_id);
+            let earlier = request.attempt.saturating_sub(1);
+            let cancel = self.hold.relay.cancel(before, &request.request_id, earlier);
             if timeout(CANCEL_PATIENCE, cancel).await.is_err() {
                 tracing::warn!(worker.id = before, "a worker takes no cancel");
             }
@@ -181,19 +199,23 @@ impl Running {
             self.hold.worker_id = Some(worker.worker_id.clone());
             let placed = queue.place(&worker.worker_id, request.clone()).await;
             match placed.map_err(unreachable_queue)? {
-                Placed::Accepted => return Ok(()),
+                Placed::Accepted => {
+                    self.placed = Instant::now();
+                    return Ok(());
+                }
                 Placed::Full | Placed::Gone => self.hold.worker_id = None,
             }
         }
         Err(overloaded("All workers are busy. Try again in a moment."))
     }
 
-    /// Moves an admitted request to another worker; looks for one for a while.
+    /// Moves an admitted request to another worker; looks for one for a while. Each try is an
+    /// attempt of its own: one that failed may have come through all the same.
     async fn place_again(&mut self) -> Result<(), Refusal> {
         let deadline = Instant::now() + self.gateway.config().replacement_timeout;
         metrics::counter!("loquetier_replacements_total").increment(1);
-        self.flight.next_attempt();
         loop {
+            self.flight.next_attempt();
             match self.place().await {
                 Ok(()) => return Ok(()),
                 Err(refusal) if Instant::now() >= deadline => return Err(refusal),

@@ -3,7 +3,8 @@
 //!
 //! - [`router`]: the whole API on one page; `routes/*` are its handlers, `wire/*` its JSON.
 //! - `border`, `auth`, `limits`, `body`: what every request passes.
-//! - `inference`, `flight`, `relay`, `placement`: from a request to tokens, across workers.
+//! - `inference`, [`flight`], `relay`, [`switchboard`], [`placement`]: from a request to tokens,
+//!   across workers; the linked ones are plain data, which the simulator drives too.
 //! - `sse`: those tokens as a stream.
 //! - [`serve()`] holds the connections.
 
@@ -12,7 +13,7 @@ mod body;
 mod border;
 mod config;
 pub mod error;
-mod flight;
+pub mod flight;
 mod gateway;
 pub mod import;
 mod inference;
@@ -21,12 +22,13 @@ mod limits;
 mod lines;
 mod metrics;
 mod multipart;
-mod placement;
+pub mod placement;
 mod relay;
 pub mod router;
 mod routes;
 mod serve;
 mod sse;
+pub mod switchboard;
 mod tar;
 pub mod wire;
 

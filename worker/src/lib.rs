@@ -7,7 +7,7 @@ pub mod base;
 pub mod dataset;
 pub mod engine;
 pub mod footprint;
-mod intake;
+pub mod intake;
 pub mod model;
 pub mod options;
 mod outlet;

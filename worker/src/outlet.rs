@@ -1,28 +1,44 @@
 //! Outlet: what leaves the engine, to gateways and to the runners of jobs. One message per step
-//! and gateway.
+//! and gateway; `intake/mail.rs` numbers them.
 
 use crate::engine::command::{
     Command, Drawn, Event, Fault, FaultKind, Finish, JobEvent, Output, RequestKey,
 };
+use crate::intake::mail::Mail;
 use crate::intake::{Shared, adapters, lock};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 use storage::queue::Delivered;
 use storage::queue::message::{
-    Finish as WireFinish, Item, Refusal, RefusalKind, Token, TokenLogprob, TokenMessage, Update,
+    Finish as WireFinish, Refusal, RefusalKind, Token, TokenLogprob, TokenMessage, Update,
 };
 use tokio::sync::mpsc::Receiver;
+use tokio::time::MissedTickBehavior;
 
 /// What a log-probability that is not finite is written as.
 const LEAST_LOGPROB: f32 = -9999.0;
 
+/// How often a silence is looked for; a gateway sees the loss of a last message within two.
+const ECHO_PERIOD: Duration = Duration::from_secs(1);
+
 /// Reads the engine's events until it is gone. Returns the device's fault, if that ended it.
 pub async fn run(shared: Arc<Shared>, mut events: Receiver<Event>) -> Option<String> {
-    let mut sequences = HashMap::new();
-    while let Some(event) = events.recv().await {
+    let mut mail = Mail::new(shared.incarnation.clone());
+    let mut silence = tokio::time::interval(ECHO_PERIOD);
+    silence.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            _ = silence.tick() => {
+                let echoes = mail.echo();
+                publish(&shared, &mut mail, echoes).await;
+                continue;
+            }
+        };
+        let Some(event) = event else { return None };
         match event {
-            Event::Outputs(outputs) => deliver(&shared, &mut sequences, outputs).await,
+            Event::Outputs(outputs) => deliver(&shared, &mut mail, outputs).await,
             Event::NeedAdapter(key) => {
                 tokio::spawn(adapters::serve(shared.clone(), key));
             }
@@ -30,7 +46,6 @@ pub async fn run(shared: Arc<Shared>, mut events: Receiver<Event>) -> Option<Str
             Event::Broken(fault) => return Some(fault),
         }
     }
-    None
 }
 
 fn tell_job(shared: &Shared, id: &str, news: JobEvent) {
@@ -45,63 +60,41 @@ fn tell_job(shared: &Shared, id: &str, news: JobEvent) {
     }
 }
 
-async fn deliver(
-    shared: &Shared,
-    sequences: &mut HashMap<String, u64>,
-    outputs: Vec<(RequestKey, Output)>,
-) {
-    let mut by_gateway: BTreeMap<String, Vec<Item>> = BTreeMap::new();
-    {
+async fn deliver(shared: &Shared, mail: &mut Mail, outputs: Vec<(RequestKey, Output)>) {
+    let messages = {
         let mut routes = lock(&shared.routes);
+        let mut items = Vec::with_capacity(outputs.len());
         for (key, output) in outputs {
-            let Some(route) = routes.get(key) else { continue };
-            let item = Item {
-                request_id: route.request_id.clone(),
-                attempt: route.attempt,
-                update: update(shared, &output),
-            };
-            by_gateway.entry(route.gateway.clone()).or_default().push(item);
-            match output {
-                Output::Failed(_) => {
-                    routes.remove(key);
-                }
-                Output::Tokens { finish: Some(_), .. } => routes.choice_ended(key),
-                Output::Tokens { .. } | Output::Admitted { .. } => {}
+            if routes.get(key).is_some() {
+                items.extend(routes.address(key, update(shared, &output)));
             }
         }
-    }
-    for (gateway, items) in by_gateway {
-        let sequence = sequences.entry(gateway.clone()).or_default();
-        let message = TokenMessage {
-            worker_incarnation: shared.incarnation.clone(),
-            sequence: *sequence,
-            items,
-        };
-        *sequence += 1;
-        if !publish(shared, &gateway, message).await {
-            sequences.remove(&gateway);
-        }
-    }
+        mail.post(items)
+    };
+    publish(shared, mail, messages).await;
 }
 
-/// Sends a message. False: the gateway is gone, and so are its requests.
-async fn publish(shared: &Shared, gateway: &str, message: TokenMessage) -> bool {
-    match shared.storage.queue.publish(gateway, message).await {
-        Ok(Delivered::Delivered) => true,
-        Ok(Delivered::Dropped) => {
-            tracing::warn!(gateway.id = gateway, "a gateway reads too slowly; a message is lost");
-            true
-        }
-        Ok(Delivered::GatewayGone) => {
-            let keys = lock(&shared.routes).drop_gateway(gateway);
-            for key in keys {
-                shared.command(Command::Cancel(key)).await;
+/// Sends messages. Of a gateway that is gone the requests are dropped.
+async fn publish(shared: &Shared, mail: &mut Mail, messages: Vec<(String, TokenMessage)>) {
+    for (gateway, message) in messages {
+        let mark = lock(&shared.routes).mark();
+        match shared.storage.queue.publish(&gateway, message).await {
+            Ok(Delivered::Delivered) => {}
+            Ok(Delivered::Dropped) => {
+                tracing::warn!(gateway.id = gateway, "a gateway is too slow; a message is lost");
+                mail.missed(&gateway);
             }
-            false
-        }
-        Err(error) => {
-            tracing::warn!(gateway.id = gateway, %error, "a token message could not be sent");
-            true
+            Ok(Delivered::GatewayGone) => {
+                mail.gone(&gateway);
+                let keys = lock(&shared.routes).drop_gateway(&gateway, mark);
+                for key in keys {
+                    shared.command(Command::Cancel(key)).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(gateway.id = gateway, %error, "a token message could not be sent");
+                mail.missed(&gateway);
+            }
         }
     }
 }

@@ -168,8 +168,10 @@ impl Double {
             };
             match message {
                 Some(ToWorker::Place(request)) => self.admit(*request).await,
-                Some(ToWorker::Cancel { request_id }) => {
-                    self.running.retain(|run| run.request.request_id != request_id);
+                Some(ToWorker::Cancel { request_id, attempt }) => {
+                    self.running.retain(|run| {
+                        run.request.request_id != request_id || run.request.attempt > attempt
+                    });
                     self.heard.lock().unwrap().cancels.push(request_id);
                 }
                 Some(ToWorker::JobNudge { job_id }) => {

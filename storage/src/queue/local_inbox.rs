@@ -68,9 +68,11 @@ impl InboxState {
                 if lines.closed {
                     return Controlled::Gone;
                 }
-                if let ToWorker::Cancel { request_id } = &message {
+                if let ToWorker::Cancel { request_id, attempt } = &message {
                     let waiting = lines.requests.len();
-                    lines.requests.retain(|request| request.request_id != *request_id);
+                    lines.requests.retain(|request| {
+                        request.request_id != *request_id || request.attempt > *attempt
+                    });
                     if lines.requests.len() < waiting {
                         return Controlled::Sent;
                     }

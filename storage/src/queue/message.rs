@@ -165,6 +165,8 @@ pub enum ToWorker {
     Cancel {
         /// Which request.
         request_id: String,
+        /// Its placements up to this one: a cancel that comes late must not meet a later one.
+        attempt: u32,
     },
     /// A job's row changed (created, cancel, pause, resume): look now, not at the next poll.
     JobNudge {

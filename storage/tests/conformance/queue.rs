@@ -5,12 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use storage::queue::message::ToWorker;
+use storage::queue::message::{Request, ToWorker};
 use storage::queue::{Controlled, Delivered, Placed, QueueLimits, Received};
 
 use crate::queue_rig::{
     Side, cancel, is_empty, message, next, next_tokens, nudge, on_both_queues, place, placed,
-    presence, small, until,
+    presence, request, small, until,
 };
 
 on_both_queues!(
@@ -66,6 +66,12 @@ async fn control_passes_requests_and_is_never_lost(side: Side) {
     queue.control("w", cancel("a")).await.expect("sends");
     assert_eq!(next(&mut inbox).await, placed("b"));
     assert!(is_empty(&mut inbox).await);
+    // A cancel of earlier placements leaves a later one.
+    let later = Request { attempt: 1, ..request("a") };
+    assert_eq!(queue.place("w", later.clone()).await.expect("places"), Placed::Accepted);
+    queue.control("w", cancel("a")).await.expect("sends");
+    assert_eq!(next(&mut inbox).await, Some(cancel("a")));
+    assert_eq!(next(&mut inbox).await, Some(ToWorker::Place(Box::new(later))));
 }
 
 async fn a_waiting_control_ends_with_the_worker(side: Side) {

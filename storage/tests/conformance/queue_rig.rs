@@ -127,7 +127,7 @@ pub fn message(sequence: u64) -> TokenMessage {
 }
 
 pub fn cancel(id: &str) -> ToWorker {
-    ToWorker::Cancel { request_id: id.to_owned() }
+    ToWorker::Cancel { request_id: id.to_owned(), attempt: 0 }
 }
 
 pub fn nudge(id: &str) -> ToWorker {

@@ -4,12 +4,15 @@
 //! - [`adapters`]: object store → host cache → engine, while everything else goes on.
 //! - [`jobs`]: leases and validation; [`job_run`]: one job from claim to result.
 //! - [`presence`]: what others may know of this worker.
+//! - [`routes`], [`mail`], [`hold`]: the state behind them, as plain data.
 
 pub mod adapters;
 pub mod examples;
+pub mod hold;
 pub mod job_run;
 pub mod job_write;
 pub mod jobs;
+pub mod mail;
 pub mod presence;
 pub mod requests;
 pub mod routes;

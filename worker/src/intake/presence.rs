@@ -78,6 +78,8 @@ pub async fn run(shared: Arc<Shared>) {
 
 /// Ends the requests of gateways that are gone.
 async fn drop_lost_gateways(shared: &Shared) {
+    // Requests that come while the question is under way are of gateways it may not have seen.
+    let mark = lock(&shared.routes).mark();
     let Ok(alive) = shared.storage.queue.gateways().await else { return };
     let lost: Vec<String> = lock(&shared.routes)
         .gateways()
@@ -85,7 +87,7 @@ async fn drop_lost_gateways(shared: &Shared) {
         .filter(|gateway| !alive.contains(gateway))
         .collect();
     for gateway in lost {
-        let keys = lock(&shared.routes).drop_gateway(&gateway);
+        let keys = lock(&shared.routes).drop_gateway(&gateway, mark);
         for key in keys {
             shared.command(Command::Cancel(key)).await;
         }

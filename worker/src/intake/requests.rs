@@ -1,7 +1,7 @@
 //! Inbox → text → engine: renders, tokenises and admits requests, in the order they came.
 
 use super::adapters::Source;
-use super::routes::Route;
+use super::routes::{Added, Route};
 use super::{Shared, lock};
 use crate::engine::command::{Admission, Choice, Command, Fault, FaultKind, SamplingSpec, Target};
 use crate::outlet;
@@ -18,7 +18,7 @@ pub async fn run(shared: Arc<Shared>, mut inbox: Inbox) {
     while let Some(message) = inbox.recv().await {
         let alive = match message {
             ToWorker::Place(request) => place(&shared, *request).await,
-            ToWorker::Cancel { request_id } => cancel(&shared, &request_id).await,
+            ToWorker::Cancel { request_id, attempt } => cancel(&shared, &request_id, attempt).await,
             ToWorker::JobNudge { job_id } => {
                 nudge(&shared, &job_id);
                 true
@@ -30,8 +30,8 @@ pub async fn run(shared: Arc<Shared>, mut inbox: Inbox) {
     }
 }
 
-async fn cancel(shared: &Shared, request_id: &str) -> bool {
-    let key = lock(&shared.routes).cancel(request_id);
+async fn cancel(shared: &Shared, request_id: &str, attempt: u32) -> bool {
+    let key = lock(&shared.routes).cancel(request_id, attempt);
     match key {
         Some(key) => shared.command(Command::Cancel(key)).await,
         None => true,
@@ -54,7 +54,8 @@ async fn place(shared: &Arc<Shared>, request: Request) -> bool {
         gateway: request.gateway.clone(),
         open: open_choices(&request),
     };
-    let (key, replaced) = lock(&shared.routes).add(route);
+    let added = lock(&shared.routes).add(route);
+    let Added::New { key, replaced } = added else { return true };
     if let Some(old) = replaced
         && !shared.command(Command::Cancel(old)).await
     {

@@ -183,11 +183,11 @@ impl Queue for RedisQueue {
     async fn control(&self, worker_id: &str, message: ToWorker) -> Result<Controlled> {
         let mut call = self.to_worker(&scripts::CONTROL, worker_id);
         call.arg(envelope::seal(&message)?);
-        call.arg(match &message {
-            ToWorker::Cancel { request_id } => request_id.as_str(),
-            ToWorker::Place(_) | ToWorker::JobNudge { .. } => "",
-        });
-        call.arg(millis(keys::LINGER));
+        let (request_id, attempt) = match &message {
+            ToWorker::Cancel { request_id, attempt } => (request_id.as_str(), *attempt),
+            ToWorker::Place(_) | ToWorker::JobNudge { .. } => ("", 0),
+        };
+        call.arg(request_id).arg(millis(keys::LINGER)).arg(attempt);
         Ok(match self.until_room(&call, self.shared.options.call_limit, None).await? {
             Some(GONE) => Controlled::Gone,
             _ => Controlled::Sent,

@@ -83,8 +83,8 @@ pub(super) static PLACE: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Puts a control message into an inbox, once; a cancel first looks for its request among those
-/// that wait. KEYS worker, inbox stem; ARGV envelope, request to cancel or nothing, linger.
-/// 0: no such worker; 1: sent; 2: no room.
+/// that wait. KEYS worker, inbox stem; ARGV envelope, request to cancel or nothing, linger, the
+/// last of its attempts to cancel. 0: no such worker; 1: sent; 2: no room.
 pub(super) static CONTROL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local worker = redis.call('HMGET', KEYS[1], 'token', 'controls')
@@ -94,7 +94,9 @@ pub(super) static CONTROL: LazyLock<Script> = LazyLock::new(|| {
         if ARGV[2] ~= '' then
             local requests = inbox .. ':requests'
             for _, entry in ipairs(redis.call('LRANGE', requests, 0, -1)) do
-                if string.sub(entry, string.find(entry, ':', 1, true) + 1) == ARGV[2] then
+                local colon = string.find(entry, ':', 1, true)
+                if string.sub(entry, colon + 1) == ARGV[2]
+                    and tonumber(string.sub(entry, 1, colon - 1)) <= tonumber(ARGV[4]) then
                     redis.call('LREM', requests, 1, entry)
                     redis.call('HDEL', inbox .. ':bodies', entry)
                     removed = removed + 1
