@@ -13,7 +13,7 @@ use half::bf16;
 use super::Cuda;
 use super::fault::blas_fault;
 use super::memory::{Address, Buf};
-use super::product::{Descriptors, Key, USUAL_ROWS, WORKSPACE_BYTES, alignment, best, usual};
+use super::product::{Descriptors, Key, Usual, WORKSPACE_BYTES, alignment, best, usual};
 use crate::{In, LinearShape, Out, Result};
 
 /// Shapes whose plans are kept. More are possible only where row counts vary without end.
@@ -30,8 +30,8 @@ pub(super) struct Products {
     handle: sys::cublasLtHandle_t,
     workspace: Buf<u8>,
     plans: RefCell<HashMap<Key, Plan>>,
-    /// Algorithms of rows that stand alone, by [`Key::usual`].
-    usual: RefCell<HashMap<Key, sys::cublasLtMatmulAlgo_t>>,
+    /// Algorithms of rows that stand alone, by [`Key::of_any_rows`].
+    usual: RefCell<HashMap<Key, Usual>>,
 }
 // SAFETY: handles of the library, used by the one thread that owns the device.
 unsafe impl Send for Products {}
@@ -56,26 +56,30 @@ impl Drop for Products {
 }
 
 impl Products {
-    /// Where rows stand alone, one algorithm does whatever number of them.
     fn plan(&self, key: Key, rows_stand_alone: bool) -> Result<Plan> {
         let what = format!("{key:?}");
         let fault = blas_fault(&what);
         let descriptors = Descriptors::new(key).map_err(&fault)?;
-        if !rows_stand_alone {
-            let algorithm = best(self.handle, &descriptors, key).map_err(&fault)?;
-            return Ok(Plan { descriptors, algorithm });
-        }
-        let (model, mut known) = (key.usual(), self.usual.borrow_mut());
-        let algorithm = match known.get(&model) {
-            Some(algorithm) => *algorithm,
-            None => {
-                let found = usual(self.handle, model).map_err(&fault)?;
-                known.insert(model, found);
-                found
-            }
+        let algorithm = if rows_stand_alone {
+            let Usual { algorithm, .. } = self.usual(key)?;
+            descriptors.check(self.handle, &algorithm, 0).map_err(&fault)?;
+            algorithm
+        } else {
+            best(self.handle, &descriptors, key).map_err(&fault)?
         };
-        descriptors.check(self.handle, &algorithm, 0).map_err(&fault)?;
         Ok(Plan { descriptors, algorithm })
+    }
+
+    /// Asked for once for each weight, bias and alignment.
+    fn usual(&self, key: Key) -> Result<Usual> {
+        let key = key.of_any_rows();
+        let mut known = self.usual.borrow_mut();
+        if let Some(usual) = known.get(&key) {
+            return Ok(*usual);
+        }
+        let found = usual(self.handle, key).map_err(blas_fault(&format!("{key:?}")))?;
+        known.insert(key, found);
+        Ok(found)
     }
 }
 
@@ -122,33 +126,32 @@ fn product(
         return Ok(());
     }
     cuda.bind()?;
-    if !cuda.is_batch_invariant() {
-        return rows_at_once(cuda, backward, (output, input, weight, bias), shape);
-    }
-    let (from, to) =
-        if backward { (shape.output, shape.input) } else { (shape.input, shape.output) };
-    let bytes = |rows: usize, width: usize| (rows * width * size_of::<bf16>()) as u64;
-    for first in (0..shape.rows).step_by(USUAL_ROWS) {
-        let rows = USUAL_ROWS.min(shape.rows - first);
-        let (output, input) = (output + bytes(first, to), input + bytes(first, from));
-        let shape = LinearShape { rows, ..shape };
-        rows_at_once(cuda, backward, (output, input, weight, bias), shape)?;
-    }
-    Ok(())
-}
-
-fn rows_at_once(
-    cuda: &Cuda,
-    backward: bool,
-    (output, input, weight, bias): (u64, u64, u64, Option<u64>),
-    shape: LinearShape,
-) -> Result<()> {
     let key = Key {
         backward,
         shape: (shape.rows, shape.input, shape.output),
         bias: bias.is_some(),
         alignment: [weight, input, output].map(alignment),
     };
+    if !cuda.is_batch_invariant() {
+        return rows_at_once(cuda, key, (output, input, weight, bias));
+    }
+    let at_once = cuda.products.usual(key)?.rows;
+    let (from, to) = key.widths();
+    let bytes = |rows: usize, width: usize| (rows * width * size_of::<bf16>()) as u64;
+    for first in (0..shape.rows).step_by(at_once) {
+        let (output, input) = (output + bytes(first, to), input + bytes(first, from));
+        let rows = at_once.min(shape.rows - first);
+        let key = Key { alignment: [weight, input, output].map(alignment), ..key.of_rows(rows) };
+        rows_at_once(cuda, key, (output, input, weight, bias))?;
+    }
+    Ok(())
+}
+
+fn rows_at_once(
+    cuda: &Cuda,
+    key: Key,
+    (output, input, weight, bias): (u64, u64, u64, Option<u64>),
+) -> Result<()> {
     let products = &cuda.products;
     let mut plans = products.plans.borrow_mut();
     if !plans.contains_key(&key) {

@@ -131,8 +131,8 @@ impl Cuda {
     }
 
     /// Makes what a row comes to independent of what else is in the batch, bit for bit: products
-    /// take one algorithm per weight, whatever the number of rows, and decode attends as prefill
-    /// does. Costs speed where rows are few.
+    /// take one algorithm per weight, at most 256 rows at once, and decode attends as prefill does.
+    /// Costs speed.
     pub fn batch_invariant(mut self) -> Self {
         self.batch_invariant = true;
         self.numerics.push_str(" batch-invariant");

@@ -10,11 +10,11 @@ type Blas<T> = std::result::Result<T, CublasError>;
 
 /// Memory that cuBLASLt may use; its guide asks for 32 MiB on Hopper.
 pub(super) const WORKSPACE_BYTES: usize = 64 << 20;
-/// Rows done at once where a row must not depend on its neighbours. One algorithm does them, and
-/// any fewer; none that the library has does any more.
-pub(super) const USUAL_ROWS: usize = 256;
+/// Rows done at once where a row must not depend on its neighbours, the first that goes: one
+/// algorithm does them and any fewer. None that the library has does every number.
+const USUAL_ROWS: [usize; 4] = [256, 128, 64, 16];
 /// Fewer rows that such an algorithm has to be able to do.
-const PROBED_ROWS: [usize; 6] = [1, 7, 16, 64, 130, 255];
+const PROBED_ROWS: [usize; 9] = [1, 7, 15, 16, 33, 64, 127, 130, 255];
 /// Proposals that are looked through for it.
 const PROPOSALS: usize = 64;
 
@@ -31,22 +31,22 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// The key that stands for all numbers of rows up to the usual: with the alignment of any row.
-    pub fn usual(self) -> Self {
-        let (_, input, output) = self.shape;
+    /// The key that stands for all numbers of rows: with the alignment of any row.
+    pub fn of_any_rows(self) -> Self {
         let (from, to) = self.widths();
         let of_rows = |width: usize, own: u32| alignment(2 * width as u64).min(own).min(16);
         let [weight, x, y] = self.alignment;
         let alignment = [weight.min(16), of_rows(from, x), of_rows(to, y)];
-        Self { shape: (USUAL_ROWS, input, output), alignment, ..self }
+        Self { alignment, ..self.of_rows(0) }
     }
 
-    fn of_rows(self, rows: usize) -> Self {
+    /// The same product of so many rows.
+    pub fn of_rows(self, rows: usize) -> Self {
         Self { shape: (rows, self.shape.1, self.shape.2), ..self }
     }
 
     /// Columns of what is read and of what is written.
-    fn widths(self) -> (usize, usize) {
+    pub fn widths(self) -> (usize, usize) {
         let (_, input, output) = self.shape;
         if self.backward { (output, input) } else { (input, output) }
     }
@@ -210,18 +210,33 @@ pub(super) fn best(
     proposals.into_iter().next().ok_or_else(not_supported)
 }
 
-/// The first proposal for the usual number of rows that can do any smaller, and that adds up each
-/// element in one order, whatever the number: without workspace there are no partial sums of
-/// slices to add up, whose number the library could make depend on the rows.
-pub(super) fn usual(handle: sys::cublasLtHandle_t, key: Key) -> Blas<sys::cublasLtMatmulAlgo_t> {
-    let proposals = Descriptors::new(key)?.proposals(handle, key, 0, PROPOSALS)?;
-    let probes = PROBED_ROWS.map(|rows| Descriptors::new(key.of_rows(rows)));
-    let probes = probes.into_iter().collect::<Blas<Vec<_>>>()?;
-    let fits = |algorithm: &sys::cublasLtMatmulAlgo_t| {
-        let able = probes.iter().all(|probe| probe.check(handle, algorithm, 0).is_ok());
-        able && whole_sums(algorithm)
-    };
-    proposals.into_iter().find(fits).ok_or_else(not_supported)
+/// An algorithm for rows that stand alone, and how many it does at once.
+#[derive(Clone, Copy)]
+pub(super) struct Usual {
+    pub rows: usize,
+    pub algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// The first proposal that can do so many rows and any fewer, and that adds up each element in one
+/// order, whatever their number: without workspace there are no partial sums of slices to add up,
+/// whose number the library could make depend on the rows.
+pub(super) fn usual(handle: sys::cublasLtHandle_t, key: Key) -> Blas<Usual> {
+    for rows in USUAL_ROWS {
+        let key = key.of_rows(rows);
+        let proposals = Descriptors::new(key)?.proposals(handle, key, 0, PROPOSALS);
+        let fewer = PROBED_ROWS.into_iter().filter(|probed| *probed < rows);
+        let probes = fewer.map(|fewer| Descriptors::new(key.of_rows(fewer)));
+        let probes = probes.collect::<Blas<Vec<_>>>()?;
+        let fits = |algorithm: &sys::cublasLtMatmulAlgo_t| {
+            let able = probes.iter().all(|probe| probe.check(handle, algorithm, 0).is_ok());
+            able && whole_sums(algorithm)
+        };
+        // That there are no proposals for so many rows is no fault while there are fewer.
+        if let Some(algorithm) = proposals.unwrap_or_default().into_iter().find(fits) {
+            return Ok(Usual { rows, algorithm });
+        }
+    }
+    Err(not_supported())
 }
 
 /// Whether no sum is cut into slices.

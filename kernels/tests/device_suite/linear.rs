@@ -128,6 +128,12 @@ pub fn model_shapes<D: Lab>(lab: &D) {
 
 /// Rows of layers of an 8B base, alone and among many.
 pub fn model_rows_stand_alone<D: Lab>(lab: &D) {
+    let head = Case::new(300, 4096, 128_256, 9);
+    let y = forward(lab, &head);
+    for (first, rows) in [(299, 1), (3, 200)] {
+        let got = forward(lab, &head.rows(first, rows));
+        assert_same(lab, "head", &got, &y[first * 128_256..][..rows * 128_256]);
+    }
     for (input, output) in [(4096, 6144), (14336, 4096)] {
         let case = Case::new(2100, input, output, 7);
         let (y, dx) = (forward(lab, &case), backward(lab, &case));
