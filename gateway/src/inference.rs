@@ -167,7 +167,8 @@ impl Running {
         }
     }
 
-    /// Puts the current attempt into an inbox: each candidate in turn.
+    /// Puts the request into an inbox: that of each candidate in turn. Each try is an attempt of its
+    /// own: one that failed may have come through all the same.
     async fn place(&mut self) -> Result<(), Refusal> {
         let queue = Arc::clone(&self.gateway.storage().queue);
         let workers = queue.workers().await.map_err(unreachable_queue)?;
@@ -194,7 +195,11 @@ impl Running {
                 tracing::warn!(worker.id = before, "a worker takes no cancel");
             }
         }
-        for worker in order {
+        for (failed, worker) in order.into_iter().enumerate() {
+            if failed > 0 {
+                self.flight.next_attempt();
+            }
+            let request = self.flight.request();
             self.hold.relay.expect(&request.request_id, request.attempt, worker);
             self.hold.worker_id = Some(worker.worker_id.clone());
             let placed = queue.place(&worker.worker_id, request.clone()).await;
@@ -209,8 +214,7 @@ impl Running {
         Err(overloaded("All workers are busy. Try again in a moment."))
     }
 
-    /// Moves an admitted request to another worker; looks for one for a while. Each try is an
-    /// attempt of its own: one that failed may have come through all the same.
+    /// Moves an admitted request to another worker; looks for one for a while.
     async fn place_again(&mut self) -> Result<(), Refusal> {
         let deadline = Instant::now() + self.gateway.config().replacement_timeout;
         metrics::counter!("loquetier_replacements_total").increment(1);

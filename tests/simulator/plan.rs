@@ -1,0 +1,134 @@
+//! What goes wrong in one run: a schedule of faults drawn from the seed.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// Nothing goes wrong after this; milliseconds of virtual time.
+pub const FAULTS_END: u64 = 3000;
+
+/// A party that can be reached or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    Queue,
+    Rows,
+    Store,
+}
+
+/// How a server answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Fine,
+    /// Calls or their answers are lost, each by chance.
+    Flaky,
+    Away,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Ends at once; another process takes its place at the end.
+    KillWorker(usize),
+    KillGateway(usize),
+    /// Stands still, and goes on at the end.
+    PauseWorker(usize),
+    PauseGateway(usize),
+    /// Hands over what it runs, ends, and another takes its place.
+    DrainWorker(usize),
+    /// Loses all it held, and is away until the end.
+    RestartQueue,
+    Away(Server),
+    Flaky(Server),
+    /// Token messages, requests and cancels are lost, doubled, swapped or held up, each by chance.
+    Noise,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub at: u64,
+    pub until: u64,
+    pub kind: Kind,
+}
+
+/// The size of one run and what goes wrong in it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub gateways: usize,
+    pub workers: usize,
+    pub clients: usize,
+    pub jobs: usize,
+    /// Requests that may wait in one inbox; a small bound is an explanation for refusals.
+    pub inbox: usize,
+    pub faults: Vec<Fault>,
+}
+
+impl Plan {
+    /// The plan of a seed. Every sixteenth has no fault.
+    pub fn of(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x5EED);
+        let what = rng.random_range(0..10);
+        let workers = rng.random_range(1..=3);
+        let gateways = rng.random_range(1..=2);
+        let (clients, jobs) = match what {
+            0..5 => (rng.random_range(2..=6), 0),
+            5..8 => (0, rng.random_range(1..=3)),
+            _ => (rng.random_range(1..=3), rng.random_range(1..=2)),
+        };
+        let inbox = if rng.random_range(0..6) == 0 { 1 } else { 64 };
+        let count = if seed.is_multiple_of(16) { 0 } else { rng.random_range(1..=4) };
+        let faults = (0..count).map(|_| fault(&mut rng, gateways, workers, clients > 0)).collect();
+        Self { gateways, workers, clients, jobs, inbox, faults }
+    }
+
+    /// How a server answers now.
+    pub fn health(&self, server: Server, now: u64) -> Health {
+        let mut health = Health::Fine;
+        for fault in self.faults.iter().filter(|f| f.at <= now && now < f.until) {
+            match fault.kind {
+                Kind::RestartQueue if server == Server::Queue => return Health::Away,
+                Kind::Away(away) if away == server => return Health::Away,
+                Kind::Flaky(flaky) if flaky == server => health = Health::Flaky,
+                _ => {}
+            }
+        }
+        health
+    }
+
+    pub fn is_noisy(&self, now: u64) -> bool {
+        self.faults.iter().any(|f| f.kind == Kind::Noise && f.at <= now && now < f.until)
+    }
+
+    /// Nothing goes wrong from then on.
+    pub fn end(&self) -> u64 {
+        self.faults.iter().map(|fault| fault.until).max().unwrap_or(0)
+    }
+
+    /// Whether something that went wrong, or its wake, touches this time.
+    pub fn explains(&self, from: u64, to: u64, wake: u64) -> bool {
+        self.inbox == 1 || self.faults.iter().any(|f| f.at <= to && from <= f.until + wake)
+    }
+}
+
+fn fault(rng: &mut StdRng, gateways: usize, workers: usize, clients: bool) -> Fault {
+    let at = rng.random_range(0..FAULTS_END - 1000);
+    // Shorter and longer than presence and leases last.
+    let mut length = rng.random_range(20..1000);
+    let (g, w) = (rng.random_range(0..gateways), rng.random_range(0..workers));
+    let kind = match rng.random_range(0..if clients { 16 } else { 9 }) {
+        0 | 1 => Kind::KillWorker(w),
+        2 | 3 => Kind::PauseWorker(w),
+        4 => Kind::DrainWorker(w),
+        5 => Kind::Away(Server::Rows),
+        6 => Kind::Flaky(Server::Rows),
+        7 => Kind::Away(Server::Store),
+        8 => Kind::Flaky(Server::Store),
+        9 => Kind::KillGateway(g),
+        10 => Kind::PauseGateway(g),
+        11 => Kind::RestartQueue,
+        12 => Kind::Away(Server::Queue),
+        13 => Kind::Flaky(Server::Queue),
+        _ => Kind::Noise,
+    };
+    if kind == Kind::RestartQueue {
+        length = rng.random_range(0..500);
+    }
+    Fault { at, until: at + length, kind }
+}
