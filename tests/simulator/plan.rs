@@ -78,6 +78,24 @@ impl Plan {
         Self { gateways, workers, clients, jobs, inbox, faults }
     }
 
+    /// One of requests alone, with nothing but faults of the queue, all at once.
+    pub fn of_queue(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x0E0E);
+        let kinds = [Kind::Noise, Kind::Flaky(Server::Queue), Kind::Flaky(Server::Queue)];
+        let workers = rng.random_range(1..=2);
+        let late = [Kind::PauseWorker(0), Kind::RestartQueue][rng.random_range(0..2)];
+        let mut faults: Vec<Fault> = kinds
+            .into_iter()
+            .map(|kind| {
+                let at = rng.random_range(0..1000);
+                Fault { at, until: at + rng.random_range(500..2000), kind }
+            })
+            .collect();
+        let at = rng.random_range(0..FAULTS_END - 1000);
+        faults.push(Fault { at, until: at + rng.random_range(1..1000), kind: late });
+        Self { gateways: 1, workers, clients: 6, jobs: 0, inbox: 64, faults }
+    }
+
     /// How a server answers now.
     pub fn health(&self, server: Server, now: u64) -> Health {
         let mut health = Health::Fine;

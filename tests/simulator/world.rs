@@ -123,8 +123,7 @@ macro_rules! note {
 pub(crate) use note;
 
 impl World {
-    pub fn new(seed: u64, broken: Broken, traced: bool) -> Self {
-        let plan = Plan::of(seed);
+    pub fn new(seed: u64, plan: Plan, broken: Broken, traced: bool) -> Self {
         let queue = Queue::new(plan.inbox);
         let mut world = Self {
             now: 0,
