@@ -167,8 +167,8 @@ impl Running {
         }
     }
 
-    /// Puts the request into an inbox: that of each candidate in turn. Each try is an attempt of its
-    /// own: one that failed may have come through all the same.
+    /// Puts the request into an inbox: that of each candidate in turn. Each try is an attempt of
+    /// its own: one that failed may have come through all the same.
     async fn place(&mut self) -> Result<(), Refusal> {
         let queue = Arc::clone(&self.gateway.storage().queue);
         let workers = queue.workers().await.map_err(unreachable_queue)?;

@@ -109,21 +109,17 @@ impl World {
                     self.begin_run(index, claim);
                 }
             }
-            Wake::Train(job, attempt) => {
-                if self.is_running(index, &job, attempt) {
-                    self.train(index, &job);
-                }
+            Wake::Train(job, attempt) if self.is_running(index, &job, attempt) => {
+                self.train(index, &job);
             }
-            Wake::Renew(job, attempt) => {
-                if self.is_running(index, &job, attempt) {
-                    self.renew(index, &job);
-                    self.wake(party, LEASE / 3, Wake::Renew(job, attempt));
-                }
+            Wake::Renew(job, attempt) if self.is_running(index, &job, attempt) => {
+                self.renew(index, &job);
+                self.wake(party, LEASE / 3, Wake::Renew(job, attempt));
             }
-            Wake::Answer(Tag::Renewal(job, attempt, asked), Answer::Renewed(renewed)) => {
-                if self.is_running(index, &job, attempt) {
-                    self.renewed(index, &job, asked, renewed);
-                }
+            Wake::Answer(Tag::Renewal(job, attempt, asked), Answer::Renewed(renewed))
+                if self.is_running(index, &job, attempt) =>
+            {
+                self.renewed(index, &job, asked, renewed);
             }
             Wake::Answer(Tag::Job(job, turn), answer) => {
                 let run = self.workers[index].runs.get_mut(&job);

@@ -36,8 +36,7 @@ pub async fn run(shared: Arc<Shared>, mut events: Receiver<Event>) -> Option<Str
                 continue;
             }
         };
-        let Some(event) = event else { return None };
-        match event {
+        match event? {
             Event::Outputs(outputs) => deliver(&shared, &mut mail, outputs).await,
             Event::NeedAdapter(key) => {
                 tokio::spawn(adapters::serve(shared.clone(), key));
