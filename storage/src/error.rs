@@ -64,6 +64,17 @@ pub enum Error {
         /// Steps this release needs.
         wanted: i64,
     },
+    /// The shared database was changed by a newer release in a way that this one cannot follow.
+    #[error(
+        "the database's schema needs a release that knows step {needed}; this one ends at step \
+         {known}: upgrade it"
+    )]
+    SchemaAhead {
+        /// The step that a release must know.
+        needed: i64,
+        /// This release's last step.
+        known: i64,
+    },
     /// The schema could not be brought up to date.
     #[error("migrating the database: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
@@ -101,21 +112,9 @@ impl Error {
     /// The database, Redis or the object store is away, not at odds with the request: callers may
     /// serve what they remember and try again later.
     pub fn is_unavailable(&self) -> bool {
-        let error = match self {
-            Self::Database(error) => error,
-            Self::QueueAway(_) | Self::ObjectsUnavailable(_) => return true,
-            _ => return false,
-        };
-        match error {
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed => true,
-            // Class 08: connection trouble; 57P: the server is stopping or starting; 53300: full.
-            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-                code.starts_with("08") || code.starts_with("57P") || code == "53300"
-            }),
+        match self {
+            Self::Database(error) => crate::db::is_away(error),
+            Self::QueueAway(_) | Self::ObjectsUnavailable(_) => true,
             _ => false,
         }
     }

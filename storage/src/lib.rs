@@ -7,6 +7,7 @@ mod folder;
 pub mod ids;
 pub mod objects;
 pub mod queue;
+pub mod sweep;
 
 use std::fmt;
 use std::path::Path;

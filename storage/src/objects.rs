@@ -2,7 +2,10 @@
 //! nothing a client wrote ever becomes part of a path. An object is there whole or not at all.
 
 mod http;
+mod key;
+mod listing;
 mod s3;
+mod uploads;
 mod writer;
 
 use std::path::Path;
@@ -17,99 +20,13 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 
 use crate::error::{Error, Result};
 pub(crate) use http::is_away;
+pub use key::{ObjectKey, ObjectKind, imported_adapter_folder, job_adapter_folder};
 pub use s3::{S3Config, S3Limits};
+pub use uploads::UnfinishedUpload;
 pub use writer::ObjectWriter;
 
 /// Objects above this are stored in parts: one request must end within its time limit.
 const WHOLE_BYTES: usize = 2 * writer::PART_BYTES;
-
-/// Names an object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ObjectKey {
-    /// An uploaded or result file.
-    File {
-        /// `file-…`
-        id: String,
-    },
-    /// `adapter_config.json` of an adapter.
-    AdapterConfig {
-        /// Its folder, as the row names it.
-        object: String,
-    },
-    /// `adapter_model.safetensors` of an adapter.
-    AdapterWeights {
-        /// Its folder, as the row names it.
-        object: String,
-    },
-    /// Everything needed to resume a job.
-    ResumePoint {
-        /// `ftjob-…`
-        job: String,
-        /// The attempt that wrote it.
-        attempt: i64,
-        /// Optimizer steps done.
-        step: i64,
-    },
-}
-
-/// Kinds of objects, to list them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectKind {
-    /// Files.
-    Files,
-    /// Adapters.
-    Adapters,
-    /// Resume points.
-    ResumePoints,
-}
-
-/// Folder of an adapter a job wrote at a step of an attempt.
-pub fn job_adapter_folder(job: &str, attempt: i64, step: i64) -> String {
-    format!("adapters/{job}/{attempt}-{step}")
-}
-
-/// Folder of an imported adapter; `import` is a fresh random name.
-pub fn imported_adapter_folder(import: &str) -> String {
-    format!("adapters/imported/{import}")
-}
-
-impl ObjectKind {
-    fn folder(self) -> &'static str {
-        match self {
-            Self::Files => "files",
-            Self::Adapters => "adapters",
-            Self::ResumePoints => "resume-points",
-        }
-    }
-}
-
-impl ObjectKey {
-    fn path(&self) -> Result<StorePath> {
-        let text = match self {
-            Self::File { id } => format!("files/{id}"),
-            Self::AdapterConfig { object } => format!("{object}/adapter_config.json"),
-            Self::AdapterWeights { object } => format!("{object}/adapter_model.safetensors"),
-            Self::ResumePoint { job, attempt, step } => {
-                format!("resume-points/{job}/{attempt}-{step}")
-            }
-        };
-        checked(text)
-    }
-}
-
-/// Only plain segments: ids and folders come from our rows, and a wrong one must not leave the
-/// store's root.
-fn checked(text: String) -> Result<StorePath> {
-    let plain = text.split('/').all(|segment| {
-        !segment.is_empty()
-            && !segment.starts_with('.')
-            && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-    });
-    match StorePath::parse(&text) {
-        Ok(path) if plain => Ok(path),
-        _ => Err(Error::ObjectName(text)),
-    }
-}
 
 /// One object in a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +43,8 @@ pub struct ObjectEntry {
 #[derive(Clone, Debug)]
 pub struct Objects {
     store: Arc<dyn ObjectStore>,
+    /// None on a disk.
+    bucket: Option<Arc<uploads::Bucket>>,
 }
 
 impl Objects {
@@ -136,12 +55,13 @@ impl Objects {
         remove_unfinished(folder)?;
         // fsync: a row that names an object must never outlive it in a power cut.
         let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
-        Ok(Self { store: Arc::new(store) })
+        Ok(Self { store: Arc::new(store), bucket: None })
     }
 
     /// Objects in a bucket. Sends nothing; [`Objects::check`] says whether the store answers.
     pub fn open_s3(config: &S3Config) -> Result<Self> {
-        Ok(Self { store: s3::open(config)? })
+        let (store, bucket) = s3::open(config)?;
+        Ok(Self { store, bucket: Some(Arc::new(bucket)) })
     }
 
     /// Whether the store answers and lets its objects be listed.
@@ -165,8 +85,7 @@ impl Objects {
 
     /// Begins an upload of unknown size. Until [`ObjectWriter::finish`] returns, readers see
     /// nothing of it; dropped before, nothing remains. A process that is killed leaves the parts
-    /// behind: on disk until the next start, in S3 until the bucket's lifecycle rule for
-    /// incomplete uploads removes them.
+    /// behind: on disk until the next start, in S3 until they are swept.
     pub async fn writer(&self, key: &ObjectKey) -> Result<ObjectWriter> {
         ObjectWriter::begin(self.store.clone(), key.path()?).await
     }
@@ -204,20 +123,6 @@ impl Objects {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Every object of a kind, in no order.
-    pub fn list(&self, kind: ObjectKind) -> BoxStream<'static, Result<ObjectEntry>> {
-        let prefix = StorePath::from(kind.folder());
-        self.store
-            .list(Some(&prefix))
-            .map_ok(|meta| ObjectEntry {
-                name: meta.location.to_string(),
-                bytes: meta.size,
-                modified_at: meta.last_modified.timestamp(),
-            })
-            .map_err(Error::from)
-            .boxed()
     }
 }
 

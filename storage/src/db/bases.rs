@@ -1,9 +1,10 @@
 //! Base models: first-seen time (a model's `created`), context and weight fingerprint.
 
+use serde_json::Value;
 use sqlx::any::AnyRow;
 
-use super::row::get;
-use super::{Db, patiently, without_nul};
+use super::row::{get, json_or_null, to_json};
+use super::{Db, patiently, sql, without_nul};
 use crate::error::Result;
 
 /// A base model as its worker announces it.
@@ -15,6 +16,8 @@ pub struct NewBase {
     pub fingerprint: String,
     /// Longest sequence, in tokens.
     pub context: i64,
+    /// Sizes of its modules, as its worker reads them: what an adapter must fit.
+    pub modules: Value,
 }
 
 /// A base model.
@@ -26,6 +29,8 @@ pub struct BaseRow {
     pub fingerprint: String,
     /// Longest sequence, in tokens.
     pub context: i64,
+    /// Sizes of its modules; absent where only an older release has served it.
+    pub modules: Option<Value>,
     /// Unix seconds of its first registration ever.
     pub created_at: i64,
 }
@@ -39,6 +44,8 @@ pub struct Upserted {
     /// name now means other weights, and adapters of the old ones no longer fit.
     pub fingerprint_before: Option<String>,
 }
+
+const COLUMNS: &str = "name, fingerprint, context, modules, created_at";
 
 /// Access to bases.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +63,7 @@ impl Bases<'_> {
     async fn try_upsert(&self, base: &NewBase) -> Result<Upserted> {
         let mut write = self.db.begin().await?;
         let now = write.now_ms();
-        let inserted = sqlx::query(super::sql(format!(
+        let inserted = sqlx::query(sql(format!(
             "INSERT INTO bases (name, fingerprint, context, created_at)
              VALUES ($1, $2, $3, {now} / 1000) ON CONFLICT (name) DO NOTHING"
         )))
@@ -70,13 +77,14 @@ impl Bases<'_> {
             .bind(&base.name)
             .fetch_one(write.connection())
             .await?;
-        let row = sqlx::query(
-            "UPDATE bases SET fingerprint = $2, context = $3 WHERE name = $1
-             RETURNING name, fingerprint, context, created_at",
-        )
+        let row = sqlx::query(sql(format!(
+            "UPDATE bases SET fingerprint = $2, context = $3, modules = $4 WHERE name = $1
+             RETURNING {COLUMNS}"
+        )))
         .bind(&base.name)
         .bind(&base.fingerprint)
         .bind(base.context)
+        .bind(to_json("modules", &base.modules)?)
         .fetch_one(write.connection())
         .await?;
         write.commit().await?;
@@ -86,20 +94,18 @@ impl Bases<'_> {
 
     /// By name.
     pub async fn get(&self, name: &str) -> Result<Option<BaseRow>> {
-        let row =
-            sqlx::query("SELECT name, fingerprint, context, created_at FROM bases WHERE name = $1")
-                .bind(name)
-                .fetch_optional(&self.db.pool)
-                .await?;
+        let row = sqlx::query(sql(format!("SELECT {COLUMNS} FROM bases WHERE name = $1")))
+            .bind(name)
+            .fetch_optional(&self.db.pool)
+            .await?;
         row.as_ref().map(read).transpose()
     }
 
     /// All, by name; an operator adds them one by one, so there are few.
     pub async fn list(&self) -> Result<Vec<BaseRow>> {
-        let rows =
-            sqlx::query("SELECT name, fingerprint, context, created_at FROM bases ORDER BY name")
-                .fetch_all(&self.db.pool)
-                .await?;
+        let rows = sqlx::query(sql(format!("SELECT {COLUMNS} FROM bases ORDER BY name")))
+            .fetch_all(&self.db.pool)
+            .await?;
         rows.iter().map(read).collect()
     }
 }
@@ -109,6 +115,7 @@ fn read(row: &AnyRow) -> Result<BaseRow> {
         name: get(row, "name")?,
         fingerprint: get(row, "fingerprint")?,
         context: get(row, "context")?,
+        modules: json_or_null(row, "modules")?,
         created_at: get(row, "created_at")?,
     })
 }

@@ -4,14 +4,25 @@
 use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyConnection, Executor};
+use sqlx::{AnyConnection, Connection, Executor};
+use tokio::time::timeout;
 
 /// How long SQLite waits for another process's writer before it reports BUSY. Our transactions
 /// take milliseconds; this only has to outlast a slow disk.
 const BUSY_TIMEOUT_MS: u64 = 10_000;
 
-/// Longest wait for a pooled connection; then the database counts as away.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a pooled connection to SQLite: for a reader's turn.
+const SQLITE_ACQUIRE: Duration = Duration::from_secs(10);
+
+/// For one statement on Postgres with its connection; past it the database counts as away. Longer
+/// than what the server itself allows, so that a slow statement is told from a silent server.
+const POSTGRES_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the server allows a statement, in milliseconds.
+const SERVER_LIMIT_MS: u32 = 4_000;
+
+/// For a connection that comes back to the pool to show that it is still good.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Connections per process to SQLite: readers beside one writer; each is a thread.
 const SQLITE_CONNECTIONS: u32 = 6;
@@ -56,14 +67,33 @@ impl Dialect {
 
     /// Pool limits and the settings of each connection.
     pub(super) fn pool_options(self) -> AnyPoolOptions {
-        let connections = match self {
-            Self::Sqlite => SQLITE_CONNECTIONS,
-            Self::Postgres => POSTGRES_CONNECTIONS,
+        let (connections, acquire) = match self {
+            Self::Sqlite => (SQLITE_CONNECTIONS, SQLITE_ACQUIRE),
+            Self::Postgres => (POSTGRES_CONNECTIONS, POSTGRES_LIMIT),
         };
-        AnyPoolOptions::new()
+        let options = AnyPoolOptions::new()
             .max_connections(connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .after_connect(move |connection, _| Box::pin(self.set_up(connection)))
+            .acquire_timeout(acquire)
+            .after_connect(move |connection, _| Box::pin(self.set_up(connection)));
+        match self {
+            Self::Sqlite => options,
+            // A statement given up leaves its connection waiting for the answer; one that does not
+            // come must not keep the connection's place in the pool.
+            Self::Postgres => options.after_release(|connection, _| {
+                Box::pin(async move {
+                    let answered = timeout(RELEASE_LIMIT, connection.ping()).await;
+                    Ok(matches!(answered, Ok(Ok(()))))
+                })
+            }),
+        }
+    }
+
+    /// For one statement with its connection; none where the database is in this process.
+    pub(super) fn statement_limit(self) -> Option<Duration> {
+        match self {
+            Self::Sqlite => None,
+            Self::Postgres => Some(POSTGRES_LIMIT),
+        }
     }
 
     /// Tells a fresh connection how long to wait and what to keep.
@@ -79,8 +109,8 @@ impl Dialect {
             }
             // A hung peer must not hold rows or connections for ever.
             Self::Postgres => {
-                connection.execute("SET lock_timeout = '10s'").await?;
-                connection.execute("SET statement_timeout = '30s'").await?;
+                let limit = format!("SET statement_timeout = {SERVER_LIMIT_MS}");
+                connection.execute(sqlx::AssertSqlSafe(limit)).await?;
                 connection.execute("SET idle_in_transaction_session_timeout = '30s'").await?;
             }
         }

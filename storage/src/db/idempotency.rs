@@ -48,10 +48,16 @@ impl Write {
         id: &str,
     ) -> Result<Earlier> {
         let now = self.now_ms();
-        // All expired keys go, so the table stays as small as a day's requests.
-        sqlx::query(super::sql(format!("DELETE FROM idempotency WHERE expires_ms <= {now}")))
-            .execute(self.connection())
-            .await?;
+        // Other expired keys are the sweeper's.
+        sqlx::query(super::sql(format!(
+            "DELETE FROM idempotency
+             WHERE org = $1 AND route = $2 AND idempotency_key = $3 AND expires_ms <= {now}"
+        )))
+        .bind(org)
+        .bind(route)
+        .bind(&idempotency.key)
+        .execute(self.connection())
+        .await?;
         let inserted = sqlx::query(super::sql(format!(
             "INSERT INTO idempotency (org, route, idempotency_key, body_hash, object_id, expires_ms)
              VALUES ($1, $2, $3, $4, $5, {now} + $6) ON CONFLICT DO NOTHING"

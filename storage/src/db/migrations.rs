@@ -8,20 +8,25 @@ use sqlx::{AnyConnection, SqlSafeStr};
 use crate::error::{Error, Result};
 
 /// Version, name and text of every step, in order; released steps never change.
-const STEPS: [(i64, &str, &str); 1] =
-    [(1, "initial", include_str!("../../../migrations/0001_initial.sql"))];
+const STEPS: [(i64, &str, &str); 2] = [
+    (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
+    (2, "upkeep", include_str!("../../../migrations/0002_upkeep.sql")),
+];
 
-/// Brings a database up to date; refuses one whose steps differ from these. On Postgres an advisory
-/// lock keeps processes apart; on SQLite the caller has begun a write transaction.
+/// Brings a database up to date; refuses one whose steps differ from these, or that a newer release
+/// has closed to this one. On Postgres an advisory lock keeps processes apart; on SQLite the caller
+/// has begun a write transaction.
 pub(super) async fn run(connection: &mut AnyConnection) -> Result<()> {
     let steps = STEPS.iter().map(|&(version, name, text)| {
         let (name, text) = (Cow::Borrowed(name), text.into_sql_str());
         Migration::new(version, name, MigrationType::Simple, text, false)
     });
-    let migrator = Migrator::with_migrations(steps.collect());
+    let mut migrator = Migrator::with_migrations(steps.collect());
+    // Steps of a newer release: whether this one can live with them is said by the database.
+    migrator.set_ignore_missing(true);
     // Not `run`: its future cannot be spawned, for a lifetime the compiler cannot generalise.
     migrator.run_direct(None, connection, false).await?;
-    Ok(())
+    check_compatible(connection).await
 }
 
 /// Number of the last step.
@@ -29,11 +34,11 @@ pub(super) fn last() -> i64 {
     STEPS.iter().map(|(version, ..)| *version).max().unwrap_or(0)
 }
 
-/// Errors unless all steps have been taken.
+/// Errors unless all steps have been taken, and none that this release cannot live with.
 pub(super) async fn check(connection: &mut AnyConnection) -> Result<()> {
     let taken = "SELECT CAST(COUNT(*) AS BIGINT) FROM _sqlx_migrations \
                  WHERE success AND version <= $1";
-    let found = sqlx::query_scalar::<_, i64>(taken).bind(last()).fetch_one(connection).await;
+    let found = sqlx::query_scalar::<_, i64>(taken).bind(last()).fetch_one(&mut *connection).await;
     let found = match found {
         Ok(count) => count,
         // No table of steps: a new database.
@@ -43,7 +48,18 @@ pub(super) async fn check(connection: &mut AnyConnection) -> Result<()> {
     if found < STEPS.len() as i64 {
         return Err(Error::SchemaBehind { found, wanted: STEPS.len() as i64 });
     }
-    Ok(())
+    check_compatible(connection).await
+}
+
+/// Newer releases first add to the schema and take away only later; what they take away they note.
+async fn check_compatible(connection: &mut AnyConnection) -> Result<()> {
+    let since = "SELECT value FROM settings WHERE name = 'compatible_since'";
+    let since: String = sqlx::query_scalar(since).fetch_one(connection).await?;
+    let needed = since.parse::<i64>().map_err(|_| Error::Unreadable {
+        column: "value",
+        reason: format!("compatible_since is {since:?}"),
+    })?;
+    if needed > last() { Err(Error::SchemaAhead { needed, known: last() }) } else { Ok(()) }
 }
 
 #[cfg(test)]

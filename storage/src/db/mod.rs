@@ -10,13 +10,16 @@ mod adapters;
 mod bases;
 mod checkpoints;
 mod dialect;
+mod duties;
 mod events;
 mod files;
 mod idempotency;
 mod jobs;
 mod keys;
+mod leftovers;
 mod migrations;
 mod page;
+mod reach;
 mod resolve;
 mod row;
 mod usage;
@@ -26,12 +29,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Transaction};
+use sqlx::{Any, AnyConnection, AssertSqlSafe, Connection, Transaction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 pub use adapters::{AdapterDeleted, AdapterName, AdapterRow, Adapters, NewAdapter};
 pub use bases::{BaseRow, Bases, NewBase, Upserted};
 pub use checkpoints::{CheckpointRow, Checkpoints, NewCheckpoint};
+pub use duties::{Duties, Duty, Shift};
 pub use events::{EventRow, EventType, Events, Level, NewEvent, event_kind};
 pub use files::{FileDeleted, FileRow, Files, NewFile};
 pub use idempotency::{Idempotency, Inserted};
@@ -41,12 +46,15 @@ pub use jobs::{
     Written, may_change,
 };
 pub use keys::{Caller, KeyRow, Keys, Role};
+pub use leftovers::Leftovers;
 pub use page::{Listing, Order, Page};
 pub use resolve::Resolved;
 pub use usage::{Usage, UsageRow, UsageSum};
 
 use crate::error::{Error, Result};
 use dialect::Dialect;
+pub(crate) use reach::is_away;
+use reach::{Bounded, Reach};
 
 /// Name of the SQLite file inside the data folder.
 const ROWS_FILE: &str = "rows.sqlite3";
@@ -55,13 +63,16 @@ const ROWS_FILE: &str = "rows.sqlite3";
 /// cannot be retried by SQLite's own busy handler.
 const OPENING_FILE: &str = "rows.opening";
 
+/// Within which a database must let a starting process in.
+const FIRST_CONNECTION: Duration = Duration::from_secs(15);
+
 /// Runs of one transaction before its collision with others is reported.
 const TRANSACTION_RUNS: u32 = 8;
 
 /// The rows. Cheap to clone; all clones share one pool.
 #[derive(Clone, Debug)]
 pub struct Db {
-    pool: AnyPool,
+    pool: Reach,
     dialect: Dialect,
     /// One writer at a time in this process on SQLite: writers queue here in order instead of
     /// polling the file lock. Other processes are handled by the busy timeout.
@@ -124,11 +135,15 @@ impl Db {
     /// where this says at once what is wrong.
     async fn first_connection(url: &str) -> Result<AnyConnection> {
         sqlx::any::install_default_drivers();
-        Ok(AnyConnection::connect(url).await?)
+        match timeout(FIRST_CONNECTION, AnyConnection::connect(url)).await {
+            Ok(connection) => Ok(connection?),
+            Err(_) => Err(Error::Database(sqlx::Error::PoolTimedOut)),
+        }
     }
 
     fn pooled(dialect: Dialect, url: &str) -> Result<Self> {
         let pool = dialect.pool_options().connect_lazy(url)?;
+        let pool = Reach::new(pool, dialect.statement_limit());
         let writers = (dialect == Dialect::Sqlite).then(|| Arc::new(Semaphore::new(1)));
         Ok(Self { pool, dialect, writers })
     }
@@ -173,6 +188,26 @@ impl Db {
         Usage { db: self }
     }
 
+    /// What one process at a time does for all.
+    pub fn duties(&self) -> Duties<'_> {
+        Duties { db: self }
+    }
+
+    /// What nobody needs any more.
+    pub fn leftovers(&self) -> Leftovers<'_> {
+        Leftovers { db: self }
+    }
+
+    /// Does some reading within `limit` in place of the usual bound of each statement; past it the
+    /// database counts as away. A database in this process needs no bound.
+    pub async fn within<T>(
+        &self,
+        limit: Duration,
+        reading: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        self.pool.within(limit, reading).await
+    }
+
     /// One round trip: the database answers.
     pub async fn ping(&self) -> Result<()> {
         sqlx::query("SELECT 1").execute(&self.pool).await?;
@@ -191,8 +226,9 @@ impl Db {
             // The semaphore is never closed, so a failed acquire means nothing here.
             Some(writers) => Arc::clone(writers).acquire_owned().await.ok(),
         };
-        let transaction = self.pool.begin_with(self.dialect.begin_write()).await?;
-        Ok(Write { transaction, dialect: self.dialect, _turn: turn })
+        let transaction = self.pool.begin(self.dialect.begin_write()).await?;
+        let reach = self.pool.clone();
+        Ok(Write { transaction, reach, dialect: self.dialect, _turn: turn })
     }
 
     /// The clock expression for statements outside a [`Write`].
@@ -204,13 +240,14 @@ impl Db {
 /// A write transaction under way.
 struct Write {
     transaction: Transaction<'static, Any>,
+    reach: Reach,
     dialect: Dialect,
     _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Write {
-    fn connection(&mut self) -> &mut AnyConnection {
-        &mut self.transaction
+    fn connection(&mut self) -> Bounded<'_> {
+        self.reach.over(&mut self.transaction)
     }
 
     fn now_ms(&self) -> &'static str {
@@ -230,7 +267,7 @@ impl Write {
     }
 
     async fn commit(self) -> Result<()> {
-        self.transaction.commit().await?;
+        self.reach.commit(self.transaction).await?;
         Ok(())
     }
 }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::client::HttpConnector;
 use object_store::path::Path as StorePath;
 use object_store::prefix::PrefixStore;
-use object_store::{BackoffConfig, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use super::http::BoundedConnector;
+use super::uploads::Bucket;
 use crate::error::{Error, Result};
 
 /// Attempts of one request; its patience usually ends first.
@@ -70,8 +72,8 @@ impl fmt::Debug for S3Config {
     }
 }
 
-pub(super) fn open(config: &S3Config) -> Result<Arc<dyn ObjectStore>> {
-    let (bucket, prefix) = split(&config.url)?;
+pub(super) fn open(config: &S3Config) -> Result<(Arc<dyn ObjectStore>, Bucket)> {
+    let (bucket, folder) = split(&config.url)?;
     let mut builder = AmazonS3Builder::new();
     for (name, value) in &config.environment {
         let lower = name.to_ascii_lowercase();
@@ -88,17 +90,21 @@ pub(super) fn open(config: &S3Config) -> Result<Arc<dyn ObjectStore>> {
         builder = builder.with_endpoint(checked_endpoint(endpoint)?);
     }
     let plain = config.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let connector = BoundedConnector { limits: config.limits.clone() };
+    let client = connector.connect(&ClientOptions::new().with_allow_http(plain))?;
     let store = builder
         .with_bucket_name(bucket)
         .with_allow_http(plain)
         .with_retry(retry(&config.limits))
         // One object at a time is deleted; not every store has the call for many.
         .with_disable_bulk_delete(true)
-        .with_http_connector(BoundedConnector { limits: config.limits.clone() })
+        .with_http_connector(connector)
         .build()?;
-    Ok(match prefix {
-        Some(prefix) => Arc::new(PrefixStore::new(store, prefix)),
-        None => Arc::new(store),
+    let store = Arc::new(store);
+    let bucket = Bucket { store: Arc::clone(&store), client, folder: folder.clone() };
+    Ok(match folder {
+        Some(folder) => (Arc::new(PrefixStore::new(store, folder)), bucket),
+        None => (store, bucket),
     })
 }
 

@@ -1,5 +1,6 @@
 //! Adapters, bases, names and usage.
 
+use serde_json::json;
 use storage::Error;
 use storage::db::{
     AdapterDeleted, NewBase, Order, Page, Resolved, StatusChange, UsageRow, UsageSum,
@@ -83,7 +84,12 @@ async fn adapters_are_paged(rig: Rig) {
 }
 
 async fn names_resolve_to_one_thing_or_none(rig: Rig) {
-    let base = NewBase { name: "base".to_owned(), fingerprint: "fp".to_owned(), context: 1024 };
+    let base = NewBase {
+        name: "base".to_owned(),
+        fingerprint: "fp".to_owned(),
+        context: 1024,
+        modules: json!({}),
+    };
     rig.db.bases().upsert(&base).await.expect("registers");
     let resolve = async |name: &str| rig.db.resolve(ORG, name).await.expect("reads");
     assert!(matches!(resolve("base").await, Some(Resolved::Base(row)) if row.context == 1024));
@@ -121,6 +127,7 @@ async fn bases_keep_their_first_time(rig: Rig) {
         name: "b".to_owned(),
         fingerprint: fingerprint.to_owned(),
         context: 64,
+        modules: json!({"of": fingerprint}),
     };
     let first = bases.upsert(&base("one")).await.expect("registers");
     assert_eq!(first.fingerprint_before, None);
@@ -129,6 +136,7 @@ async fn bases_keep_their_first_time(rig: Rig) {
     assert_eq!((same.row.created_at, same.fingerprint_before.as_deref()), (1000, Some("one")));
     let changed = bases.upsert(&base("two")).await.expect("registers");
     assert_eq!(changed.fingerprint_before.as_deref(), Some("one"));
+    assert_eq!(changed.row.modules, Some(json!({"of": "two"})));
     assert_eq!(bases.get("b").await.expect("reads"), Some(changed.row.clone()));
     assert_eq!(bases.list().await.expect("lists"), [changed.row]);
     assert_eq!(bases.get("c").await.expect("reads"), None);

@@ -6,6 +6,7 @@
 
 mod adapters;
 mod claims;
+mod duties;
 mod files;
 mod jobs;
 mod keys;
@@ -13,11 +14,16 @@ mod object_rig;
 mod objects;
 mod objects_away;
 mod opening;
+mod postgres_away;
 mod proxy;
 mod queue;
 mod queue_rig;
 mod races;
 mod redis_only;
 mod redis_server;
+mod redis_tls;
 mod rig;
+mod sweep;
+mod sweep_random;
+mod upgrades;
 mod writes;

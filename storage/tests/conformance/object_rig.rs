@@ -1,7 +1,8 @@
 //! A fresh, empty store of objects per test.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::TryStreamExt;
 use storage::Objects;
@@ -95,18 +96,38 @@ impl Store {
         .expect("opens again")
     }
 
+    /// Makes an object on disk look as if it was stored so long ago.
+    pub fn backdate(&self, name: &str, secs: u64) {
+        let Place::Disk(folder) = &self.place else { panic!("a bucket has its own clock") };
+        let path = folder.path().join("objects").join(name);
+        let file = std::fs::File::options().write(true).open(path).expect("opens");
+        file.set_modified(SystemTime::now() - Duration::from_secs(secs)).expect("is set");
+    }
+
+    /// Puts a file of any name among the objects on disk.
+    pub fn plant(&self, name: &str) {
+        let Place::Disk(folder) = &self.place else { panic!("a bucket takes keys only") };
+        let path = folder.path().join("objects").join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("makes");
+        std::fs::write(path, "x").expect("writes");
+    }
+
+    /// Names of all objects.
+    pub async fn names(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for kind in [ObjectKind::Files, ObjectKind::Adapters, ObjectKind::ResumePoints] {
+            let listed: Vec<_> = self.objects.list(kind).try_collect().await.expect("lists");
+            names.extend(listed.into_iter().map(|entry| entry.name));
+        }
+        names
+    }
+
     /// Objects and unfinished uploads.
     pub async fn kept(&self) -> usize {
         match &self.place {
             Place::Disk(folder) => on_disk(folder.path()).len(),
             Place::Bucket { bucket, folder, .. } => {
-                let mut count = 0;
-                for kind in [ObjectKind::Files, ObjectKind::Adapters, ObjectKind::ResumePoints] {
-                    let listed: Vec<_> =
-                        self.objects.list(kind).try_collect().await.expect("lists");
-                    count += listed.len();
-                }
-                count + unfinished(bucket, folder).await
+                self.names().await.len() + unfinished(bucket, folder).await
             }
         }
     }

@@ -101,6 +101,22 @@ impl Rig {
         }
     }
 
+    /// Folder of the rows in SQLite.
+    pub fn folder(&self) -> Option<&std::path::Path> {
+        match &self.place {
+            Place::Folder(folder) => Some(folder.path()),
+            Place::Schema { .. } => None,
+        }
+    }
+
+    /// Address of the rows in Postgres.
+    pub fn url(&self) -> &str {
+        match &self.place {
+            Place::Folder(_) => panic!("SQLite has no server"),
+            Place::Schema { url, .. } => url,
+        }
+    }
+
     /// Runs a statement of the test's own.
     pub async fn execute(&self, statement: &'static str) {
         sqlx::query(statement).execute(&self.raw).await.expect(statement);

@@ -52,7 +52,7 @@ impl Link {
         script: &ScriptInvocation<'_>,
     ) -> Result<T> {
         let end = Instant::now() + limit;
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut before) = (FIRST_PAUSE, None);
         loop {
             let error = match timeout_at(end, self.try_once(script)).await {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -61,12 +61,15 @@ impl Link {
                 Err(_) => {
                     // What holds the answer back may hold back the next ones too.
                     self.forget(None).await;
-                    return Err(Error::QueueAway("no answer in time".to_owned()));
+                    // What an earlier try was told says more.
+                    let silent = || Error::QueueAway("no answer in time".to_owned());
+                    return Err(before.map_or_else(silent, Error::from));
                 }
             };
             if Instant::now() + pause >= end {
                 return Err(error.into());
             }
+            before = Some(error);
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

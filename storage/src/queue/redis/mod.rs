@@ -123,8 +123,9 @@ const GONE: u8 = 0;
 const DONE: u8 = 1;
 
 impl RedisQueue {
-    /// Connects to `redis://[user:password@]host[:port][/database]`, or to a Unix socket by
-    /// `redis+unix:///path`. [`Error::QueueAway`](crate::Error::QueueAway) where nobody answers.
+    /// Connects to `redis://[user:password@]host[:port][/database]`, by `rediss://…` with TLS to a
+    /// server that the system's certificates vouch for (`SSL_CERT_FILE` names others), or to a Unix
+    /// socket by `redis+unix:///path`. [`Error::QueueAway`](crate::Error::QueueAway) where nobody answers.
     pub async fn connect(url: &str, options: RedisOptions) -> Result<Self> {
         let link = Link::new(url, options.call_limit)?;
         let keys = Keys::new(&options.prefix);
