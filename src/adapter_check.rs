@@ -1,34 +1,46 @@
-//! Judges imported adapters by the shapes of the base that this process serves.
+//! Judges imported adapters by the shapes in their base's row: no worker need be alive.
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gateway::{AdapterCheck, CheckRefusal, CheckedAdapter};
+use storage::Db;
 use worker::adapters::layout::module_name;
 use worker::adapters::{AdapterLayout, peft};
 use worker::base::ModuleDims;
 
 /// See the module.
-pub struct BaseCheck {
-    /// Name of the base.
-    pub base: String,
-    /// Fingerprint of its weights.
-    pub fingerprint: String,
-    /// Sizes of its modules.
-    pub dims: ModuleDims,
+pub struct RowCheck {
+    /// Where bases are rows.
+    pub db: Db,
+}
+
+impl RowCheck {
+    /// Sizes and fingerprint of a base as its last worker described it.
+    async fn base(&self, base: &str) -> Result<(ModuleDims, String), CheckRefusal> {
+        let row = self.db.bases().get(base).await.map_err(|error| {
+            tracing::error!(%error, base, "a base could not be read");
+            CheckRefusal::Unavailable("The database cannot be reached at the moment.".to_owned())
+        })?;
+        let described = row.and_then(|row| {
+            let dims = ModuleDims::from_json(row.modules.as_ref()?)?;
+            Some((dims, row.fingerprint))
+        });
+        described.ok_or_else(|| {
+            CheckRefusal::Unavailable(format!("No worker has described the base `{base}` yet."))
+        })
+    }
 }
 
 #[async_trait]
-impl AdapterCheck for BaseCheck {
+impl AdapterCheck for RowCheck {
     async fn check(
         &self,
         base: &str,
         config: Bytes,
         weights: Bytes,
     ) -> Result<CheckedAdapter, CheckRefusal> {
-        if base != self.base {
-            return Err(CheckRefusal::Unavailable(format!("no worker here serves '{base}'")));
-        }
-        let (dims, base, fingerprint) = (self.dims, base.to_owned(), self.fingerprint.clone());
+        let (dims, fingerprint) = self.base(base).await?;
+        let base = base.to_owned();
         let judge = move || judge(&dims, &base, fingerprint, &config, &weights);
         let judged = tokio::task::spawn_blocking(judge).await;
         judged.unwrap_or_else(|error| {

@@ -6,6 +6,7 @@ use kernels::Memory;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use storage::sweep::SweepSettings;
 use worker::WorkerOptions;
 
 /// Serve and fine-tune many LoRA adapters on one base, in the same batches.
@@ -88,6 +89,9 @@ pub struct ServeArgs {
     /// Web origins that may call from a browser.
     #[arg(long, env = "LOQUETIER_CORS_ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
+    /// What is swept.
+    #[command(flatten)]
+    pub sweep: SweepArgs,
     /// Bounds and objectives.
     #[command(flatten)]
     pub tuning: TuningArgs,
@@ -99,7 +103,7 @@ pub struct SharedArgs {
     /// Postgres: `postgres://user:password@host/database`.
     #[arg(long, env = "LOQUETIER_DATABASE_URL", hide_env_values = true)]
     pub database_url: String,
-    /// Redis: `redis://[user:password@]host[:port][/database]`.
+    /// Redis: `redis://[user:password@]host[:port][/database]`; `rediss://…` is encrypted.
     #[arg(long, env = "LOQUETIER_REDIS_URL", hide_env_values = true)]
     pub redis_url: String,
     /// Bucket of an S3-compatible store: `s3://bucket` or `s3://bucket/prefix`. Credentials come
@@ -114,6 +118,24 @@ pub struct SharedArgs {
     pub s3_region: Option<String>,
 }
 
+/// What the sweeper does.
+#[derive(Args, Debug, Clone)]
+pub struct SweepArgs {
+    /// How old an object without a row must be to be removed. Longer than the longest outage of
+    /// the database and than clocks differ.
+    #[arg(long, env = "LOQUETIER_ORPHAN_AGE_HOURS", default_value_t = 24,
+          value_parser = clap::value_parser!(u64).range(12..=8760))]
+    pub orphan_age_hours: u64,
+}
+
+impl SweepArgs {
+    /// In the sweeper's terms.
+    pub fn settings(&self) -> SweepSettings {
+        let age = Duration::from_secs(self.orphan_age_hours * 3600);
+        SweepSettings { age, ..SweepSettings::default() }
+    }
+}
+
 /// `loquetier gateway`.
 #[derive(Args, Debug, Clone)]
 pub struct GatewayArgs {
@@ -123,6 +145,9 @@ pub struct GatewayArgs {
     /// Web origins that may call from a browser.
     #[arg(long, env = "LOQUETIER_CORS_ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
+    /// What is swept.
+    #[command(flatten)]
+    pub sweep: SweepArgs,
     /// Where rows, messages and objects are.
     #[command(flatten)]
     pub shared: SharedArgs,

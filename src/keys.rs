@@ -33,7 +33,7 @@ pub async fn run(command: KeysCommand) -> anyhow::Result<()> {
 
 async fn open(rows: &RowsArgs) -> anyhow::Result<Db> {
     Ok(match &rows.database_url {
-        Some(url) => Db::open_url(url).await?,
+        Some(url) => Db::open_shared(url).await?,
         None => Storage::open_rows(&rows.data_dir).await?,
     })
 }

@@ -1,11 +1,12 @@
 //! The production form: gateways and workers are processes of their own, on any machines; Postgres,
 //! Redis and an S3-compatible store are all they share.
 
+use crate::adapter_check::RowCheck;
 use crate::cli::{GatewayArgs, SharedArgs, WorkerArgs};
 use crate::device::{self, Opened};
 use crate::server::{listen, open_base, terminated};
 use anyhow::{Context, bail};
-use gateway::{Gateway, GatewayConfig, NoAdapterCheck};
+use gateway::{Gateway, GatewayConfig};
 use kernels::Device;
 use std::sync::Arc;
 use storage::objects::{Objects, S3Config, S3Limits};
@@ -33,9 +34,11 @@ pub async fn gateway(args: GatewayArgs) -> anyhow::Result<()> {
     let config = GatewayConfig {
         open_access: false,
         cors_origins: args.cors_origin,
+        sweep: args.sweep.settings(),
         ..GatewayConfig::default()
     };
-    let gateway = Gateway::start(storage, config, Arc::new(NoAdapterCheck)).await?;
+    let check = RowCheck { db: storage.db.clone() };
+    let gateway = Gateway::start(storage, config, Arc::new(check)).await?;
     tracing::info!("gateway at http://{address}/v1");
     gateway::serve(listener, gateway, terminated()).await?;
     Ok(())

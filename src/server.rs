@@ -1,6 +1,6 @@
 //! The embedded form: storage, worker and gateway in one process, one folder.
 
-use crate::adapter_check::BaseCheck;
+use crate::adapter_check::RowCheck;
 use crate::cli::ServeArgs;
 use crate::device::{self, Opened};
 use crate::embedded;
@@ -39,21 +39,17 @@ impl Server {
         let storage = Storage::open_embedded(&args.data_dir).await?;
         let open_access = open_access(&storage, address, &args.data_dir).await?;
 
-        let dims = files.config().dims();
         let name = base_name.clone();
         let (threads, invariant) = (args.tuning.threads, args.tuning.batch_invariant);
         let worker = match device::open(args.device, threads, invariant)? {
             Opened::Cpu(device) => start(device, files, name, args, &storage).await?,
             Opened::Cuda(device) => start(*device, files, name, args, &storage).await?,
         };
-        let check = BaseCheck {
-            base: base_name.clone(),
-            fingerprint: worker.base_fingerprint().to_owned(),
-            dims,
-        };
+        let check = RowCheck { db: storage.db.clone() };
         let config = GatewayConfig {
             open_access,
             cors_origins: args.cors_origin.clone(),
+            sweep: args.sweep.settings(),
             ..GatewayConfig::default()
         };
         let gateway = Gateway::start(storage, config, Arc::new(check)).await?;

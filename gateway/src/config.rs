@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use storage::sweep::SweepSettings;
+
 /// How a gateway behaves.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -48,6 +50,11 @@ pub struct GatewayConfig {
     pub header_timeout: Duration,
     /// A request body that sends nothing for so long is given up.
     pub body_idle_timeout: Duration,
+    /// An upload must end within this: its object gets a row only then, and an object that stays
+    /// without one is swept.
+    pub upload_time_max: Duration,
+    /// What is removed when nobody needs it any more.
+    pub sweep: SweepSettings,
     /// Open requests may go on so long after shutdown began.
     pub shutdown_grace: Duration,
 }
@@ -85,6 +92,8 @@ impl Default for GatewayConfig {
             connections_max: 8192,
             header_timeout: Duration::from_secs(15),
             body_idle_timeout: Duration::from_secs(30),
+            upload_time_max: Duration::from_secs(6 * 60 * 60),
+            sweep: SweepSettings::default(),
             shutdown_grace: Duration::from_secs(20),
         }
     }

@@ -7,6 +7,7 @@ use storage::Storage;
 use storage::db::Resolved;
 use storage::ids::incarnation;
 use storage::queue::message::{Request, Target};
+use storage::sweep::Sweeper;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -16,6 +17,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::import::AdapterCheck;
 use crate::ledger::Ledger;
 use crate::limits::Limiter;
+use crate::names::Names;
 use crate::relay::Relay;
 use crate::wire::generation::Bounds;
 
@@ -27,6 +29,7 @@ pub struct Gateway {
     config: GatewayConfig,
     storage: Storage,
     keys: KeyRing,
+    names: Names,
     limiter: Limiter,
     ledger: Arc<Ledger>,
     relay: Arc<Relay>,
@@ -55,9 +58,12 @@ impl Gateway {
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&relay).run(messages));
         tasks.spawn(keep_accounts(Arc::clone(&ledger), storage.clone()));
+        let (db, objects) = (storage.db.clone(), storage.objects.clone());
+        tasks.spawn(Sweeper::new(db, objects, config.sweep.clone()).run());
         crate::metrics::install();
         Ok(Arc::new(Gateway {
             keys: KeyRing::new(config.open_access),
+            names: Names::default(),
             limiter: Limiter::new(config.rate_limits),
             request_room: Arc::new(Semaphore::new(config.requests_max)),
             upload_room: Arc::new(Semaphore::new(config.uploads_max)),
@@ -124,6 +130,18 @@ impl Gateway {
     /// Writes all accounts now, before the process ends.
     pub async fn flush(&self) {
         self.ledger.flush(&self.storage).await;
+    }
+
+    /// [`Gateway::resolve`] for inference, which goes on while the database is away.
+    pub(crate) async fn resolve_for_inference(
+        &self,
+        org: &str,
+        model: &str,
+    ) -> ApiResult<Resolved> {
+        if model.contains('\0') {
+            return Err(ApiError::model_not_found(model));
+        }
+        self.names.resolve(&self.storage.db, org, model).await
     }
 
     /// What a model name means for an organization; 404 where it means nothing.

@@ -52,21 +52,3 @@ pub trait AdapterCheck: Send + Sync + 'static {
         weights: Bytes,
     ) -> Result<CheckedAdapter, CheckRefusal>;
 }
-
-/// For gateways that hold no base: every import waits for one that does.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoAdapterCheck;
-
-#[async_trait]
-impl AdapterCheck for NoAdapterCheck {
-    async fn check(
-        &self,
-        base: &str,
-        _config: Bytes,
-        _weights: Bytes,
-    ) -> Result<CheckedAdapter, CheckRefusal> {
-        Err(CheckRefusal::Unavailable(format!(
-            "Adapters for `{base}` cannot be checked by this gateway."
-        )))
-    }
-}

@@ -10,13 +10,14 @@ use storage::db::{UsageRow, UsageSum};
 
 const HOUR_SECS: i64 = 3600;
 
-/// Organizations × models between two flushes; beyond it counts are flushed by the next tick and
-/// until then added to the metrics only.
+/// Organizations × models × hours not written yet; beyond it new ones are in the metrics only. The
+/// database being away for hours is what gathers them.
 const ACCOUNTS_MAX: usize = 100_000;
 
 #[derive(Debug, Default)]
 struct Open {
-    counts: HashMap<(String, String), UsageSum>,
+    /// By organization, model and hour.
+    counts: HashMap<(String, String, i64), UsageSum>,
     uses: HashMap<String, i64>,
 }
 
@@ -36,8 +37,9 @@ impl Ledger {
 
     /// Counts one request.
     pub fn add(&self, org: &str, model: &str, prompt_tokens: u64, completion_tokens: u64) {
+        let hour = unix_now() / HOUR_SECS * HOUR_SECS;
         let mut open = self.open();
-        let key = (org.to_owned(), model.to_owned());
+        let key = (org.to_owned(), model.to_owned(), hour);
         if open.counts.len() >= ACCOUNTS_MAX && !open.counts.contains_key(&key) {
             tracing::warn!(org, model, "too many accounts at once; one request is not counted");
             return;
@@ -59,10 +61,9 @@ impl Ledger {
     /// Writes what has gathered; what cannot be written now is kept for the next time.
     pub async fn flush(&self, storage: &Storage) {
         let Open { counts, uses } = std::mem::take(&mut *self.open());
-        let hour = unix_now() / HOUR_SECS * HOUR_SECS;
         let rows: Vec<UsageRow> = counts
             .into_iter()
-            .map(|((org, model), counts)| UsageRow { org, model, hour, counts })
+            .map(|((org, model, hour), counts)| UsageRow { org, model, hour, counts })
             .collect();
         if !rows.is_empty()
             && let Err(error) = storage.db.usage().add(&rows).await
@@ -82,7 +83,7 @@ impl Ledger {
     fn restore(&self, rows: Vec<UsageRow>) {
         let mut open = self.open();
         for row in rows {
-            let sum = open.counts.entry((row.org, row.model)).or_default();
+            let sum = open.counts.entry((row.org, row.model, row.hour)).or_default();
             sum.requests += row.counts.requests;
             sum.prompt_tokens += row.counts.prompt_tokens;
             sum.completion_tokens += row.counts.completion_tokens;

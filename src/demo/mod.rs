@@ -4,7 +4,7 @@
 mod behaviour;
 mod client;
 
-use crate::cli::{DemoArgs, DeviceKind, ServeArgs};
+use crate::cli::{DemoArgs, DeviceKind, ServeArgs, SweepArgs};
 use crate::server::{Server, terminated};
 use anyhow::bail;
 use behaviour::{BEHAVIOURS, Behaviour, Prompts};
@@ -33,6 +33,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
         listen: args.listen,
         device: DeviceKind::Auto,
         cors_origin: Vec::new(),
+        sweep: SweepArgs { orphan_age_hours: 24 },
         tuning: args.tuning.clone(),
     };
     let began = Instant::now();

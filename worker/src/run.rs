@@ -51,7 +51,13 @@ impl Worker {
         let plan = options.plan::<D>(&config, device.memory()?)?;
         tracing::info!("memory of {}:\n{plan}", device.name());
         let sizes = plan.sizes.clone();
-        register(&storage, &options, &fingerprint, sizes.longest_sequence()).await?;
+        let base = NewBase {
+            name: options.base_name.clone(),
+            fingerprint: fingerprint.clone(),
+            context: sizes.longest_sequence() as i64,
+            modules: config.dims().to_json(),
+        };
+        register(&storage, &base).await?;
         if options.sole {
             storage.db.jobs().release_all(&options.worker_id).await?;
         }
@@ -156,24 +162,15 @@ fn text_of(files: &BaseFiles) -> anyhow::Result<Text> {
     Ok(Text { tokenizer: Tokenizer::from_bytes(tokenizer)?, template: template? })
 }
 
-async fn register(
-    storage: &Storage,
-    options: &WorkerOptions,
-    fingerprint: &str,
-    context: usize,
-) -> anyhow::Result<()> {
-    let name = &options.base_name;
+/// Makes the base known; refuses one whose name a live worker uses for other weights.
+async fn register(storage: &Storage, base: &NewBase) -> anyhow::Result<()> {
+    let NewBase { name, fingerprint, .. } = base;
     let live = storage.queue.workers().await?;
-    if live.iter().any(|other| other.base == *name && other.base_fingerprint != fingerprint) {
+    if live.iter().any(|other| other.base == *name && other.base_fingerprint != *fingerprint) {
         bail!("another worker serves the base '{name}' with other weights");
     }
-    let base = NewBase {
-        name: name.clone(),
-        fingerprint: fingerprint.to_owned(),
-        context: context as i64,
-    };
-    let found = storage.db.bases().upsert(&base).await?;
-    if found.fingerprint_before.is_some_and(|before| before != fingerprint) {
+    let found = storage.db.bases().upsert(base).await?;
+    if found.fingerprint_before.is_some_and(|before| before != *fingerprint) {
         tracing::warn!(base = name, "the base has other weights than before under this name");
     }
     Ok(())

@@ -330,7 +330,9 @@ async fn store(
         object,
     };
     let inserted = storage.db.adapters().insert(&caller.org, &adapter).await;
-    if inserted.is_err() {
+    // Where the database went away the row may be written all the same; without one the objects
+    // are swept later.
+    if inserted.as_ref().is_err_and(|error| !error.is_unavailable()) {
         storage.objects.delete(&config).await?;
         storage.objects.delete(&weights).await?;
     }

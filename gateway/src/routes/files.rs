@@ -2,6 +2,7 @@
 //! visible only when the whole form was good.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::body::Body;
@@ -113,11 +114,15 @@ async fn receive_file(
     no_nul(&filename, "file")?;
     max_chars(&filename, "file", FILENAME_CHARS_MAX)?;
     let id = new_id(IdKind::File);
+    let began = Instant::now();
     let mut writer = gateway.storage().objects.writer(&ObjectKey::File { id: id.clone() }).await?;
     let mut hash = Sha256::new();
     // Always checked: the purpose may come after the file.
     let mut lines = LineCheck::new(config.line_bytes_max);
     while let Some(chunk) = form.chunk(&mut field).await? {
+        if began.elapsed() > config.upload_time_max {
+            return Err(ApiError::invalid_value("file", "The upload took too long."));
+        }
         if writer.bytes() + chunk.len() as u64 > config.file_bytes_max {
             return Err(ApiError::too_large(config.file_bytes_max));
         }
@@ -176,6 +181,8 @@ async fn finish(
             storage.objects.delete(&key).await?;
             Err(key_reused())
         }
+        // The row may have been written all the same; without one the object is swept later.
+        Err(error) if error.is_unavailable() => Err(error.into()),
         Err(error) => {
             storage.objects.delete(&key).await?;
             Err(error.into())

@@ -52,7 +52,7 @@ impl Model {
     pub async fn take(gateway: &Gateway, caller: &Caller, body: &mut Fields) -> ApiResult<Model> {
         let name = body.required_string("model")?;
         let model = name.clone();
-        let (base, target, hints) = match gateway.resolve(&caller.org, &name).await? {
+        let (base, target, hints) = match gateway.resolve_for_inference(&caller.org, &name).await? {
             Resolved::Base(row) => (row.name, Target::Base, Hints { model, ..Hints::default() }),
             Resolved::Adapter(row) => {
                 let hints = Hints {

@@ -16,6 +16,10 @@ mod jobs;
 mod limits;
 mod models;
 mod openapi;
+mod outages;
+#[allow(dead_code, reason = "it fails in more ways than are needed here")]
+#[path = "../../../storage/tests/conformance/proxy.rs"]
+mod proxy;
 mod site;
 mod streaming;
 mod training;

@@ -2,9 +2,8 @@
 
 use axum::http::header;
 use serde_json::json;
-use storage::db::NewBase;
 
-use crate::site::Site;
+use crate::site::{Site, new_base};
 
 #[tokio::test]
 async fn bases_and_own_models_with_stable_times() {
@@ -26,10 +25,8 @@ async fn bases_and_own_models_with_stable_times() {
 #[tokio::test]
 async fn names_may_be_encoded_or_not_and_are_decoded_once() {
     let site = Site::open().await;
-    let base =
-        |name: &str| NewBase { name: name.to_owned(), fingerprint: "p".to_owned(), context: 8 };
-    site.storage.db.bases().upsert(&base("Qwen/X:1")).await.unwrap();
-    site.storage.db.bases().upsert(&base("odd%2Fname")).await.unwrap();
+    site.storage.db.bases().upsert(&new_base("Qwen/X:1", "p")).await.unwrap();
+    site.storage.db.bases().upsert(&new_base("odd%2Fname", "p")).await.unwrap();
     for path in ["Qwen/X:1", "Qwen%2FX:1", "Qwen%2FX%3A1", "Qwen%2fX%3a1"] {
         let reply = site.client().get(&format!("/v1/models/{path}")).await;
         assert_eq!(reply.ok()["id"], "Qwen/X:1", "{path}");

@@ -11,7 +11,7 @@ use gateway::{AdapterCheck, CheckRefusal, CheckedAdapter, Gateway, GatewayConfig
 use serde_json::{Value, json};
 use storage::db::{NewAdapter, NewBase, Role};
 use storage::queue::QueueLimits;
-use storage::{Storage, objects::ObjectKey};
+use storage::{Objects, Storage, objects::ObjectKey};
 use tempfile::TempDir;
 use tower::ServiceExt;
 
@@ -58,6 +58,16 @@ impl AdapterCheck for Judge {
     }
 }
 
+/// A base as its worker announces it.
+pub fn new_base(name: &str, fingerprint: &str) -> NewBase {
+    NewBase {
+        name: name.to_owned(),
+        fingerprint: fingerprint.to_owned(),
+        context: 1024,
+        modules: json!({}),
+    }
+}
+
 impl Site {
     /// With open access and one base, without a worker.
     pub async fn open() -> Site {
@@ -71,8 +81,20 @@ impl Site {
     pub async fn with_limits(config: GatewayConfig, limits: QueueLimits) -> Site {
         let folder = tempfile::tempdir().unwrap();
         let storage = Storage::open_embedded_with(folder.path(), limits).await.unwrap();
-        let base = NewBase { name: BASE.to_owned(), fingerprint: PRINT.to_owned(), context: 1024 };
-        storage.db.bases().upsert(&base).await.unwrap();
+        Site::over(folder, storage, config).await
+    }
+
+    /// With open access, its objects elsewhere.
+    pub async fn with_objects(objects: Objects) -> Site {
+        let folder = tempfile::tempdir().unwrap();
+        let mut storage = Storage::open_embedded(folder.path()).await.unwrap();
+        storage.objects = objects;
+        let config = GatewayConfig { open_access: true, ..GatewayConfig::default() };
+        Site::over(folder, storage, config).await
+    }
+
+    async fn over(folder: TempDir, storage: Storage, config: GatewayConfig) -> Site {
+        storage.db.bases().upsert(&new_base(BASE, PRINT)).await.unwrap();
         let gateway = Gateway::start(storage.clone(), config, Arc::new(Judge)).await.unwrap();
         let app = gateway::app(Arc::clone(&gateway));
         Site { folder, storage, gateway, app }

@@ -36,6 +36,8 @@ pub struct Script {
     pub deaf: bool,
     /// Adapters on its device.
     pub resident: Vec<String>,
+    /// Name and fingerprint of its base.
+    pub base: (&'static str, &'static str),
 }
 
 impl Default for Script {
@@ -50,6 +52,7 @@ impl Default for Script {
             loses: None,
             deaf: false,
             resident: Vec::new(),
+            base: (BASE, PRINT),
         }
     }
 }
@@ -88,8 +91,8 @@ pub async fn start(storage: &Storage, id: &str, script: Script) -> Worker {
         worker_id: id.to_owned(),
         incarnation: incarnation(),
         protocol: vec![PROTOCOL_VERSION],
-        base: BASE.to_owned(),
-        base_fingerprint: PRINT.to_owned(),
+        base: script.base.0.to_owned(),
+        base_fingerprint: script.base.1.to_owned(),
         device: "none".to_owned(),
         adapters: script
             .resident

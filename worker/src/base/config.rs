@@ -3,9 +3,10 @@
 //! Both spellings of transformers are read: `rope_theta` + `rope_scaling` and `rope_parameters`,
 //! `torch_dtype` and `dtype`. Whatever would need code the model does not have is refused here.
 
-use kernels::{HeadShape, Module};
+use kernels::HeadShape;
 use serde_json::Value;
 
+use super::dims::ModuleDims;
 use super::error::BaseError;
 use super::json::{FieldError, Fields, object};
 use super::rope::RopeConfig;
@@ -15,11 +16,11 @@ const GENERATION: &str = "generation_config.json";
 
 /// Largest hidden or head-row width. The limits keep every product of sizes, rank 256 included,
 /// inside i32 where device tables hold it; the largest known bases stay below a quarter of each.
-const WIDTH_LIMIT: usize = 1 << 16;
+pub(super) const WIDTH_LIMIT: usize = 1 << 16;
 /// Largest feed-forward width.
-const FFN_LIMIT: usize = 1 << 18;
+pub(super) const FFN_LIMIT: usize = 1 << 18;
 /// Most layers.
-const LAYER_LIMIT: usize = 512;
+pub(super) const LAYER_LIMIT: usize = 512;
 /// Largest vocabulary.
 const VOCAB_LIMIT: usize = 1 << 22;
 /// Longest context, in tokens.
@@ -36,32 +37,6 @@ pub enum Family {
     Qwen2,
     /// Qwen3, dense.
     Qwen3,
-}
-
-/// Sizes of the linear modules that adapters may change.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ModuleDims {
-    /// Layers (L).
-    pub layers: usize,
-    /// Hidden width (H).
-    pub hidden: usize,
-    /// Attention heads.
-    pub heads: HeadShape,
-    /// Feed-forward width (F).
-    pub ffn: usize,
-}
-
-impl ModuleDims {
-    /// `(in, out)` of a module.
-    pub fn of(&self, module: Module) -> (usize, usize) {
-        match module {
-            Module::Q => (self.hidden, self.heads.q_width()),
-            Module::K | Module::V => (self.hidden, self.heads.kv_width()),
-            Module::O => (self.heads.q_width(), self.hidden),
-            Module::Gate | Module::Up => (self.hidden, self.ffn),
-            Module::Down => (self.ffn, self.hidden),
-        }
-    }
 }
 
 /// A base model's architecture.

@@ -4,6 +4,7 @@
 //! names the field or tensor. Knows nothing of adapters, requests or jobs; writes nothing.
 
 pub mod config;
+mod dims;
 mod error;
 pub mod files;
 mod fingerprint;
@@ -16,7 +17,8 @@ mod shapes;
 mod tensors;
 pub mod weights;
 
-pub use config::{BaseConfig, Family, ModuleDims};
+pub use config::{BaseConfig, Family};
+pub use dims::ModuleDims;
 pub use error::BaseError;
 pub use files::BaseFiles;
 pub use rope::{RopeConfig, RopeScaling, RopeTables};

@@ -5,29 +5,18 @@ use super::{Shared, job_run, job_write, lock};
 use crate::dataset::Purpose;
 use crate::train::auto::{self, Facts, Resolved};
 use crate::train::metrics::JobNotice;
-use futures::FutureExt;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use storage::db::{Claim, Claimant, JobError, JobRow, JobWrite, Renewed, StatusChange};
 
-/// Resume points of ended jobs that one look removes.
-const LEFTOVERS: u32 = 64;
-/// How often they are looked for.
-const SWEEP: Duration = Duration::from_secs(30);
 /// How long this worker leaves jobs alone after one found no room here.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(2);
 
 /// Looks for work whenever the bell rings, and at intervals.
 pub async fn run(shared: Arc<Shared>) {
-    let mut sweep = tokio::time::interval(SWEEP);
     loop {
-        if sweep.tick().now_or_never().is_some()
-            && let Err(error) = remove_leftovers(&shared).await
-        {
-            tracing::warn!(%error, "removing old resume points failed");
-        }
         let bell = shared.job_bell.notified();
         if !shared.draining.load(Relaxed)
             && let Err(error) = look(&shared).await
@@ -39,14 +28,6 @@ pub async fn run(shared: Arc<Shared>) {
             return;
         }
     }
-}
-
-/// Resume points of cancelled jobs have no owner left to remove them.
-async fn remove_leftovers(shared: &Shared) -> storage::Result<()> {
-    for key in shared.storage.db.jobs().take_leftover_resume_points(LEFTOVERS).await? {
-        shared.storage.objects.delete(&key).await?;
-    }
-    Ok(())
 }
 
 fn claimant(shared: &Shared) -> Claimant {
