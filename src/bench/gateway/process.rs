@@ -2,9 +2,10 @@
 
 use super::super::args::GatewayArgs;
 use super::storage;
+use crate::adapter_check::RowCheck;
 use crate::server::listen;
 use anyhow::{Context, bail};
-use gateway::{Gateway, GatewayConfig, NoAdapterCheck};
+use gateway::{Gateway, GatewayConfig};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,7 +23,8 @@ pub fn serve(args: &GatewayArgs, folder: &Path) -> anyhow::Result<()> {
     runtime.block_on(async {
         let storage = storage(folder, &args.redis_url, prefix).await?;
         let config = GatewayConfig { open_access: true, ..GatewayConfig::default() };
-        let gateway = Gateway::start(storage, config, Arc::new(NoAdapterCheck)).await?;
+        let check = Arc::new(RowCheck { db: storage.db.clone() });
+        let gateway = Gateway::start(storage, config, check).await?;
         let listener = listen(([127, 0, 0, 1], 0).into()).await?;
         println!("{READY}{}", listener.local_addr()?);
         let (end, ended) = oneshot::channel::<()>();

@@ -28,7 +28,12 @@ pub async fn measure(args: &GatewayArgs, report: &mut Report) -> anyhow::Result<
     let folder = tempfile::tempdir()?;
     let prefix = prefix();
     let storage = storage(folder.path(), &args.redis_url, prefix.clone()).await?;
-    let base = NewBase { name: BASE.to_owned(), fingerprint: "none".to_owned(), context: 1 << 30 };
+    let base = NewBase {
+        name: BASE.to_owned(),
+        fingerprint: "none".to_owned(),
+        context: 1 << 30,
+        modules: json!({}),
+    };
     storage.db.bases().upsert(&base).await?;
     let source = Source::open(storage).await?;
     let gateway = Process::start(&args.redis_url, folder.path(), &prefix)?;
