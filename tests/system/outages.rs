@@ -20,13 +20,17 @@ use std::time::{Duration, Instant};
 use worker::adapters::{AdapterLayout, AdapterShape, peft};
 use worker::base::{BaseFiles, ModuleDims};
 
-/// Migrated stores, and a key.
-fn prepared() -> Option<(Vec<String>, String)> {
-    let stores = stores()?;
+/// Migrated stores, and a key. Tests that run at once must not see each other's workers: each has a
+/// database of its own in Redis.
+fn prepared(redis_database: u8) -> Option<(Vec<String>, String)> {
+    let mut stores = stores()?;
+    let joint = if stores[3].starts_with("redis+unix:") { "?db=" } else { "/" };
+    stores[3] = format!("{}{joint}{redis_database}", stores[3]);
     let database = &stores[..2];
     assert!(loquetier().arg("migrate").args(database).status().unwrap().success());
     let key = loquetier().args(["keys", "create"]).args(database).output().unwrap();
-    Some((stores.clone(), String::from_utf8(key.stdout).unwrap().trim().to_owned()))
+    let key = String::from_utf8(key.stdout).unwrap().trim().to_owned();
+    Some((stores, key))
 }
 
 fn chat(model: &str) -> Value {
@@ -84,7 +88,7 @@ fn dims(base: &Path) -> ModuleDims {
 /// A gateway judges adapters by the base's row: no worker need be alive, and none is asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adapters_are_imported_without_a_worker() {
-    let Some((stores, key)) = prepared() else { return };
+    let Some((stores, key)) = prepared(1) else { return };
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
     let gateway = Gateway::start(&stores, &key);
@@ -139,7 +143,7 @@ async fn behind(stores: &[String]) -> (Proxy, Vec<String>) {
 /// speed, everything else is a quick and clear 503; afterwards all is as before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn inference_goes_on_without_postgres() {
-    let Some((stores, key)) = prepared() else { return };
+    let Some((stores, key)) = prepared(2) else { return };
     let (proxy, through) = behind(&stores).await;
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
