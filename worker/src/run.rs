@@ -1,6 +1,6 @@
 //! Starts a worker: the base onto the device, the engine on a thread, the tasks around it.
 
-use crate::base::{BaseFiles, BaseWeights};
+use crate::base::{BaseConfig, BaseFiles, BaseWeights};
 use crate::engine::Engine;
 use crate::engine::command::Command;
 use crate::engine::gauges::Gauges;
@@ -51,13 +51,8 @@ impl Worker {
         let plan = options.plan::<D>(&config, device.memory()?)?;
         tracing::info!("memory of {}:\n{plan}", device.name());
         let sizes = plan.sizes.clone();
-        let base = NewBase {
-            name: options.base_name.clone(),
-            fingerprint: fingerprint.clone(),
-            context: sizes.longest_sequence() as i64,
-            modules: config.dims().to_json(),
-        };
-        register(&storage, &base).await?;
+        let context = sizes.longest_sequence();
+        register(&storage, base_row(&options, &fingerprint, context, &config)).await?;
         if options.sole {
             storage.db.jobs().release_all(&options.worker_id).await?;
         }
@@ -162,14 +157,28 @@ fn text_of(files: &BaseFiles) -> anyhow::Result<Text> {
     Ok(Text { tokenizer: Tokenizer::from_bytes(tokenizer)?, template: template? })
 }
 
+fn base_row(
+    options: &WorkerOptions,
+    fingerprint: &str,
+    context: usize,
+    config: &BaseConfig,
+) -> NewBase {
+    NewBase {
+        name: options.base_name.clone(),
+        fingerprint: fingerprint.to_owned(),
+        context: context as i64,
+        modules: config.dims().to_json(),
+    }
+}
+
 /// Makes the base known; refuses one whose name a live worker uses for other weights.
-async fn register(storage: &Storage, base: &NewBase) -> anyhow::Result<()> {
-    let NewBase { name, fingerprint, .. } = base;
+async fn register(storage: &Storage, base: NewBase) -> anyhow::Result<()> {
+    let NewBase { name, fingerprint, .. } = &base;
     let live = storage.queue.workers().await?;
     if live.iter().any(|other| other.base == *name && other.base_fingerprint != *fingerprint) {
         bail!("another worker serves the base '{name}' with other weights");
     }
-    let found = storage.db.bases().upsert(base).await?;
+    let found = storage.db.bases().upsert(&base).await?;
     if found.fingerprint_before.is_some_and(|before| before != *fingerprint) {
         tracing::warn!(base = name, "the base has other weights than before under this name");
     }

@@ -112,9 +112,10 @@ mod tests {
 
     const ANSWER: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
         <ListMultipartUploadsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">
-          <Bucket>b</Bucket><KeyMarker/><MaxUploads>1000</MaxUploads><IsTruncated>false</IsTruncated>
+          <Bucket>b</Bucket><KeyMarker/><IsTruncated>false</IsTruncated>
           <Upload><Key>a/b/files/file-1</Key><UploadId>one</UploadId>
-            <Initiator><ID>x</ID></Initiator><Initiated>2026-11-24T03:31:30.000Z</Initiated></Upload>
+            <Initiator><ID>x</ID></Initiator>
+            <Initiated>2026-11-24T03:31:30.000Z</Initiated></Upload>
           <Upload><Key>a/b/photos/1.png</Key><UploadId>two</UploadId>
             <Initiated>2026-11-24T03:31:30.000Z</Initiated></Upload>
           <Upload><Key>files/file-2</Key><UploadId>three</UploadId>
