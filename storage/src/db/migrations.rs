@@ -8,9 +8,10 @@ use sqlx::{AnyConnection, SqlSafeStr};
 use crate::error::{Error, Result};
 
 /// Version, name and text of every step, in order; released steps never change.
-const STEPS: [(i64, &str, &str); 2] = [
+const STEPS: [(i64, &str, &str); 3] = [
     (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
     (2, "upkeep", include_str!("../../../migrations/0002_upkeep.sql")),
+    (3, "fruitless_claims", include_str!("../../../migrations/0003_fruitless_claims.sql")),
 ];
 
 /// Brings a database up to date; refuses one whose steps differ from these, or that a newer release

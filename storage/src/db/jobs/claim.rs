@@ -1,14 +1,18 @@
 //! Leases: a worker takes a job, keeps it by renewing, and gives it back. All times are the
 //! database's; no transaction stays open while a job runs.
 
-use super::status::{By, may_change};
-use super::{COLUMNS, Intent, JobRow, JobStatus, Jobs, read, read_intent};
-use crate::db::row::get;
-use crate::db::{NewEvent, event_kind, patiently, sql};
+use super::status::{By, from_states, may_change};
+use super::{COLUMNS, Intent, JobError, JobRow, JobStatus, Jobs, read, read_intent};
+use crate::db::row::{get, to_json};
+use crate::db::{Level, NewEvent, event_kind, patiently, sql};
 use crate::error::Result;
+use sqlx::any::AnyRow;
 
 /// Candidates another worker may take from under a claim before it gives up until the next poll.
 const CLAIM_RUNS: u32 = 32;
+
+/// Claims without progress after which a job fails: it may be what ends its workers.
+const FRUITLESS_CLAIMS: i64 = 3;
 
 /// Who claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +48,17 @@ pub enum Renewed {
     Lost,
 }
 
+/// A job that a worker holds, as its row says now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// `ftjob-…`
+    pub id: String,
+    /// Number of the claim.
+    pub attempt: i64,
+    /// What the client wants of the owner.
+    pub intent: Option<Intent>,
+}
+
 impl Jobs<'_> {
     /// Takes the oldest job whose files are to be checked: unclaimed or with a lapsed lease.
     pub async fn claim_validation(
@@ -72,15 +87,22 @@ impl Jobs<'_> {
     ) -> Result<Option<Claim>> {
         let free = free_for(to, self.db.now_ms());
         for _ in 0..CLAIM_RUNS {
-            let oldest: Option<String> = sqlx::query_scalar(sql(format!(
-                "SELECT id FROM jobs WHERE base = $1 AND base_fingerprint = $2 AND {free}
+            let oldest = sqlx::query(sql(format!(
+                "SELECT id, fruitless_claims FROM jobs
+                 WHERE base = $1 AND base_fingerprint = $2 AND {free}
                  ORDER BY sequence LIMIT 1"
             )))
             .bind(&claimant.base)
             .bind(&claimant.base_fingerprint)
             .fetch_optional(&self.db.pool)
             .await?;
-            let Some(id) = oldest else { return Ok(None) };
+            let Some(row) = oldest else { return Ok(None) };
+            let id: String = get(&row, "id")?;
+            if get::<i64>(&row, "fruitless_claims")? >= FRUITLESS_CLAIMS {
+                let given_up: Result<()> = patiently!(self.try_give_up(&id, to));
+                given_up?;
+                continue;
+            }
             let claim: Result<_> = patiently!(self.try_take(&id, claimant, lease_ms, to));
             if let Some(claim) = claim? {
                 return Ok(Some(claim));
@@ -106,7 +128,8 @@ impl Jobs<'_> {
         };
         let taken = sqlx::query(sql(format!(
             "UPDATE jobs SET owner = $2, attempt = attempt + 1, lease_until = {now} + $3,
-                 status = $4, started_at = {started}, event_sequence = event_sequence + 1
+                 status = $4, started_at = {started}, event_sequence = event_sequence + 1,
+                 fruitless_claims = fruitless_claims + 1
              WHERE id = $1 AND {free} RETURNING {COLUMNS}, event_sequence"
         )))
         .bind(id)
@@ -123,6 +146,60 @@ impl Jobs<'_> {
         write.commit().await?;
         let job = read(&row)?;
         Ok(Some(Claim { attempt: job.attempt, owner: claimant.worker.clone(), job }))
+    }
+
+    /// Fails a job whose last claims all ended with their worker, unless somebody took it.
+    async fn try_give_up(&self, id: &str, to: JobStatus) -> Result<()> {
+        let mut write = self.db.begin().await?;
+        let now = write.now_ms();
+        let (free, may_fail) = (free_for(to, now), from_states(JobStatus::Failed, By::Claimant));
+        let what = match to {
+            JobStatus::ValidatingFiles => "checking its files",
+            _ => "training",
+        };
+        let message = format!(
+            "The job failed: {what} was tried {FRUITLESS_CLAIMS} times, and each time its worker \
+             was lost before it came any further."
+        );
+        let error = JobError { code: "worker_lost".to_owned(), message, param: None };
+        let failed = sqlx::query(sql(format!(
+            "UPDATE jobs SET status = 'failed', error = $2, finished_at = {now} / 1000,
+                 owner = NULL, lease_until = 0, intent = NULL, estimated_finish = NULL,
+                 event_sequence = event_sequence + 1
+             WHERE id = $1 AND {free} AND {may_fail} AND fruitless_claims >= $3
+             RETURNING event_sequence"
+        )))
+        .bind(id)
+        .bind(to_json("error", &error)?)
+        .bind(FRUITLESS_CLAIMS)
+        .fetch_optional(write.connection())
+        .await?;
+        let Some(row) = failed else { return Ok(()) };
+        let event = NewEvent {
+            level: Level::Error,
+            ..NewEvent::info(event_kind::FAILED, 0, error.message)
+        };
+        write.insert_events(id, get(&row, "event_sequence")?, &[event]).await?;
+        write.commit().await
+    }
+
+    /// The jobs that a worker holds, lapsed leases nobody took among them.
+    pub async fn held_by(&self, worker: &str) -> Result<Vec<Held>> {
+        let held = super::status::owned_states();
+        let rows = sqlx::query(sql(format!(
+            "SELECT id, attempt, intent FROM jobs WHERE owner = $1 AND {held}"
+        )))
+        .bind(worker)
+        .fetch_all(&self.db.pool)
+        .await?;
+        let held = |row: &AnyRow| {
+            Ok(Held {
+                id: get(row, "id")?,
+                attempt: get(row, "attempt")?,
+                intent: read_intent(row)?,
+            })
+        };
+        rows.iter().map(held).collect()
     }
 
     /// Extends the lease to `lease_ms` from now, also a lapsed one that nobody else has taken.
@@ -175,7 +252,8 @@ impl Jobs<'_> {
     async fn try_release(&self, claim: &Claim) -> Result<()> {
         let mut write = self.db.begin().await?;
         sqlx::query(
-            "UPDATE jobs SET lease_until = 0, owner = NULL
+            "UPDATE jobs SET lease_until = 0, owner = NULL, fruitless_claims =
+                 CASE WHEN fruitless_claims > 0 THEN fruitless_claims - 1 ELSE 0 END
              WHERE id = $1 AND owner = $2 AND attempt = $3",
         )
         .bind(&claim.job.id)

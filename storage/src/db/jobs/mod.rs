@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sqlx::any::AnyRow;
 
-pub use claim::{Claim, Claimant, Renewed};
+pub use claim::{Claim, Claimant, Held, Renewed};
 pub use create::{JobCreated, NewJob};
 pub use resume_points::ResumePointRow;
 pub use status::{By, JobStatus, may_change};

@@ -67,7 +67,8 @@ impl JobStatus {
 }
 
 /// The whole state machine. An owner "moving" a job to the state it is in means writing about it
-/// (events, progress); a claimant doing so means taking over from a lapsed lease.
+/// (events, progress); a claimant doing so means taking over from a lapsed lease; it fails a job that ended worker after
+/// worker.
 pub fn may_change(from: JobStatus, to: JobStatus, by: By) -> bool {
     use JobStatus::*;
     match by {
@@ -79,7 +80,9 @@ pub fn may_change(from: JobStatus, to: JobStatus, by: By) -> bool {
         By::Claimant => {
             matches!(
                 (from, to),
-                (ValidatingFiles, ValidatingFiles) | (Queued, Running) | (Running, Running)
+                (ValidatingFiles, ValidatingFiles | Failed)
+                    | (Queued, Running)
+                    | (Running, Running | Failed)
             )
         }
         By::Owner => matches!(
@@ -117,13 +120,13 @@ mod tests {
     /// (takes), `O` owner.
     const TABLE: [[&str; 7]; 7] = [
         // validating queued running paused succeeded failed cancelled
-        ["TO", "O", "", "", "", "O", "C"],  // validating_files
-        ["", "", "T", "", "", "", "C"],     // queued
-        ["", "", "TO", "O", "O", "O", "C"], // running
-        ["", "C", "", "", "", "", "C"],     // paused
-        ["", "", "", "", "", "", ""],       // succeeded
-        ["", "", "", "", "", "", ""],       // failed
-        ["", "", "", "", "", "", ""],       // cancelled
+        ["TO", "O", "", "", "", "TO", "C"],  // validating_files
+        ["", "", "T", "", "", "", "C"],      // queued
+        ["", "", "TO", "O", "O", "TO", "C"], // running
+        ["", "C", "", "", "", "", "C"],      // paused
+        ["", "", "", "", "", "", ""],        // succeeded
+        ["", "", "", "", "", "", ""],        // failed
+        ["", "", "", "", "", "", ""],        // cancelled
     ];
 
     #[test]

@@ -143,6 +143,12 @@ impl Write {
             None => "",
             Some(_) => ", owner = NULL, lease_until = 0, intent = NULL",
         };
+        // A change of state is progress too: what follows is another piece of work.
+        let fruitless = match new_status {
+            None => "CASE WHEN $14 > furthest_step THEN 0 ELSE fruitless_claims END",
+            Some(_) => "0",
+        };
+        let reached = write.resume_point.max(write.progress.map(|progress| progress.step));
         let finished = match new_status {
             Some(to) if to.is_terminal() => format!(", finished_at = {now} / 1000"),
             _ => String::new(),
@@ -158,7 +164,10 @@ impl Write {
                  error = COALESCE($10, error),
                  fine_tuned_model = COALESCE($11, fine_tuned_model),
                  result_file = COALESCE($12, result_file),
-                 trained_tokens = COALESCE($13, trained_tokens){leaving}{finished}
+                 trained_tokens = COALESCE($13, trained_tokens),
+                 fruitless_claims = {fruitless},
+                 furthest_step = CASE WHEN $14 > furthest_step THEN $14
+                     ELSE furthest_step END{leaving}{finished}
              WHERE id = $1 AND owner = $2 AND attempt = $3 AND {allowed}
              RETURNING org, event_sequence"
         )))
@@ -175,6 +184,7 @@ impl Write {
         .bind(model)
         .bind(file)
         .bind(trained)
+        .bind(reached)
         .fetch_optional(self.connection())
         .await?;
         let Some(row) = row else { return Ok(None) };
