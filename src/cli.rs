@@ -266,6 +266,11 @@ pub struct TuningArgs {
     #[arg(long, env = "LOQUETIER_LEASE_SECS", default_value_t = 15,
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub lease_secs: u64,
+    /// Seconds that requests wait for an adapter's weights while the object store is away; then
+    /// they fail.
+    #[arg(long, env = "LOQUETIER_COLD_WAIT_SECS", default_value_t = 10,
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub cold_wait_secs: u64,
 }
 
 impl TuningArgs {
@@ -287,6 +292,7 @@ impl TuningArgs {
             max_jobs: self.max_jobs,
             tpot: Duration::from_millis(self.slo_tpot_ms),
             lease: Duration::from_secs(self.lease_secs),
+            cold_wait: Duration::from_secs(self.cold_wait_secs),
             sole: true,
             ..suited
         }

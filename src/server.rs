@@ -63,7 +63,7 @@ impl Server {
     }
 
     /// Stops taking requests, saves jobs, lets open requests end, ends.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    pub async fn stop(mut self) -> anyhow::Result<()> {
         let _ = self.stop.send(());
         self.worker.drain().await;
         self.gateway.await??;

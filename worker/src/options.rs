@@ -49,6 +49,8 @@ pub struct WorkerOptions {
     pub lease: Duration,
     /// How often rows are looked at for work when no message comes.
     pub poll: Duration,
+    /// How long requests wait for weights while the object store is away; then they fail.
+    pub cold_wait: Duration,
     /// Bytes of adapter weights kept in host memory.
     pub host_cache_bytes: usize,
     /// No other process can be this worker (the embedded form): leases under its name that are
@@ -78,7 +80,8 @@ impl Default for WorkerOptions {
             max_rank: 256,
             tpot: Duration::from_millis(45),
             lease: Duration::from_secs(15),
-            poll: Duration::from_secs(1),
+            poll: Duration::from_millis(500),
+            cold_wait: Duration::from_secs(10),
             host_cache_bytes: 1 << 30,
             sole: false,
             poison: false,

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use storage::Storage;
 use storage::db::NewBase;
 use tokio::sync::{Notify, mpsc};
@@ -34,6 +34,7 @@ pub struct Worker {
     shared: Arc<Shared>,
     engine: JoinHandle<()>,
     outlet: tokio::task::JoinHandle<Option<String>>,
+    jobs: tokio::task::JoinHandle<()>,
 }
 
 impl Worker {
@@ -104,8 +105,8 @@ impl Worker {
         let outlet = tokio::spawn(outlet::run(shared.clone(), event_reader));
         tokio::spawn(requests::run(shared.clone(), inbox));
         tokio::spawn(presence::run(shared.clone()));
-        tokio::spawn(jobs::run(shared.clone()));
-        Ok(Self { plan, shared, engine, outlet })
+        let jobs = tokio::spawn(jobs::run(shared.clone()));
+        Ok(Self { plan, shared, engine, outlet, jobs })
     }
 
     /// Where its device memory went.
@@ -128,14 +129,14 @@ impl Worker {
     }
 
     /// Takes no new work; jobs are saved and given back. Requests in flight go on.
-    pub async fn drain(&self) {
+    pub async fn drain(&mut self) {
         self.shared.draining.store(true, Relaxed);
+        self.shared.job_bell.notify_one();
         for running in lock(&self.shared.running).values() {
             running.bell.notify_one();
         }
-        let start = Instant::now();
-        while !lock(&self.shared.running).is_empty() && start.elapsed() < DRAIN_WAIT {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        if tokio::time::timeout(DRAIN_WAIT, &mut self.jobs).await.is_err() {
+            tracing::warn!("not all jobs could be saved; others go on from their resume points");
         }
     }
 

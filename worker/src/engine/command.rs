@@ -122,6 +122,8 @@ pub enum Command {
     StartJob(Box<JobStart>),
     /// Stop at the next optimizer step boundary and hand out the state.
     PauseJob(String),
+    /// Train this job no further after the micro-batch in flight, its memory kept; or go on.
+    HoldJob(String, bool),
     /// Drop the job: it was cancelled, or its lease is lost.
     StopJob(String),
     /// End the loop.

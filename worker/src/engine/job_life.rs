@@ -52,6 +52,7 @@ impl<D: Device> Engine<D> {
             norm: None,
             news: VecDeque::new(),
             life: Life::Active,
+            held: false,
         };
         let number = self.training.next;
         self.training.next += 1;

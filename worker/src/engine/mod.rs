@@ -299,6 +299,7 @@ impl<D: Device> Engine<D> {
             Command::PinAdapter(key, pinned) => self.pin_adapter(&key, pinned)?,
             Command::StartJob(start) => self.start_job(*start)?,
             Command::PauseJob(job) => self.pause_job(&job)?,
+            Command::HoldJob(job, held) => self.training.hold(&job, held),
             Command::StopJob(job) => self.stop_job(&job)?,
             Command::Shutdown => self.open = false,
         }

@@ -91,6 +91,16 @@ pub(super) struct Job {
     pub(super) norm: Option<Ticket<Vec<f32>>>,
     pub(super) news: VecDeque<Pending>,
     pub(super) life: Life,
+    /// Gives nothing to the next micro-batch until it is let go on.
+    pub(super) held: bool,
+}
+
+impl Job {
+    /// Whether its due examples may go into the next micro-batch. One that is to pause completes
+    /// its step.
+    fn is_ready(&self) -> bool {
+        self.life != Life::Leaving && (!self.held || self.life == Life::Pausing)
+    }
 }
 
 /// All jobs of the engine.
@@ -131,8 +141,15 @@ impl Training {
             && self.jobs.values().all(|job| {
                 job.news.is_empty()
                     && job.life != Life::Leaving
-                    && job.trainer.due().next().is_none()
+                    && (!job.is_ready() || job.trainer.due().next().is_none())
             })
+    }
+
+    /// Holds a job, or lets it go on.
+    pub(super) fn hold(&mut self, id: &str, held: bool) {
+        if let Some(job) = self.jobs.values_mut().find(|job| job.id == id) {
+            job.held = held;
+        }
     }
 
     /// Slot and step of the weights under which a job answers now.
@@ -183,7 +200,7 @@ impl Training {
         let other = if self.last_kind == Kind::Train { Kind::Evaluate } else { Kind::Train };
         let kind = [other, self.last_kind].into_iter().find(|kind| {
             self.jobs.values().any(|job| {
-                job.life != Life::Leaving
+                job.is_ready()
                     && job.trainer.kind() == *kind
                     && job.trainer.due().next().is_some()
             })
@@ -202,7 +219,7 @@ impl Training {
         let ready: Vec<(u64, usize, Vec<Waiting>)> = self
             .jobs
             .iter()
-            .filter(|(_, job)| job.life != Life::Leaving && job.trainer.kind() == kind)
+            .filter(|(_, job)| job.is_ready() && job.trainer.kind() == kind)
             .map(|(number, job)| (*number, job.layout.shape().rank, due(job)))
             .collect();
         let ready: Vec<ReadyJob<'_>> = ready

@@ -4,12 +4,19 @@ use super::{Shared, lock};
 use crate::adapters::{AdapterLayout, AdapterShape, peft};
 use crate::engine::command::{AdapterWeights, Command, Fault, FaultKind};
 use crate::train::{JobSpec, resume};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use storage::objects::ObjectKey;
+use tokio::time::{sleep, timeout};
 
 /// Keys remembered without weights; a key is remembered again with every request.
 const SOURCES: usize = 65_536;
+
+/// First pause while the store is away; doubled each time.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Longest pause between two tries.
+const RETRY_LONGEST: Duration = Duration::from_secs(1);
 
 /// Where an adapter's weights lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +38,7 @@ pub struct Adapters {
 
 #[derive(Default)]
 struct Cache {
+    loading: HashSet<String>,
     sources: HashMap<String, Source>,
     held: HashMap<String, Held>,
     bytes: usize,
@@ -67,6 +75,16 @@ impl Adapters {
     /// Keys in host memory.
     pub fn keys(&self) -> Vec<String> {
         lock(&self.state).held.keys().cloned().collect()
+    }
+
+    /// Whether nobody loads this adapter yet; now the caller does.
+    fn begin(&self, key: &str) -> bool {
+        lock(&self.state).loading.insert(key.to_owned())
+    }
+
+    /// Nobody loads it any more.
+    fn end(&self, key: &str) {
+        lock(&self.state).loading.remove(key);
     }
 
     fn source(&self, key: &str) -> Option<Source> {
@@ -106,6 +124,8 @@ impl Adapters {
 enum LoadError {
     #[error("nothing is known of this adapter")]
     Unknown,
+    #[error("the object store does not answer")]
+    Away,
     #[error(transparent)]
     Storage(#[from] storage::Error),
     #[error(transparent)]
@@ -116,18 +136,46 @@ enum LoadError {
     Shape(#[from] crate::adapters::ShapeError),
 }
 
-/// Answers [`crate::engine::command::Event::NeedAdapter`].
+/// Answers [`crate::engine::command::Event::NeedAdapter`]. While the store is away it is asked again
+/// for a while; only what waits for this adapter waits with it.
 pub async fn serve(shared: Arc<Shared>, key: String) {
-    let command = match load(&shared, &key).await {
+    if !shared.adapters.begin(&key) {
+        return;
+    }
+    let wait = shared.options.cold_wait;
+    let loaded = timeout(wait, load_patiently(&shared, &key)).await;
+    // Before the answer: who asks after it finds nothing under way.
+    shared.adapters.end(&key);
+    let command = match loaded.unwrap_or(Err(LoadError::Away)) {
         Ok(weights) => Command::AdapterReady(key, weights),
         Err(error) => {
             tracing::warn!(adapter.id = key, %error, "an adapter could not be loaded");
-            let message = format!("the weights of '{key}' cannot be loaded now");
+            let message = match error {
+                LoadError::Away => format!(
+                    "the weights of '{key}' cannot be loaded now: the object store does not \
+                     answer; try again later"
+                ),
+                _ => format!("the weights of '{key}' cannot be loaded now"),
+            };
             let fault = Fault { kind: FaultKind::Overloaded, message, param: None };
             Command::AdapterFailed(key, fault)
         }
     };
     shared.command(command).await;
+}
+
+async fn load_patiently(shared: &Shared, key: &str) -> Result<AdapterWeights, LoadError> {
+    let mut pause = RETRY_FIRST;
+    loop {
+        match load(shared, key).await {
+            Err(LoadError::Storage(error)) if error.is_unavailable() => {
+                tracing::debug!(adapter.id = key, %error, "an adapter is still to be loaded");
+            }
+            loaded => return loaded,
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY_LONGEST);
+    }
 }
 
 async fn load(shared: &Shared, key: &str) -> Result<AdapterWeights, LoadError> {

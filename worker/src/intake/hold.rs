@@ -1,41 +1,47 @@
-//! An owner's side of a lease, by its own monotonic clock: when to renew it, and when to stop
-//! because it may have run out. Plain data; the database alone says whose the lease is.
+//! What an owner may believe of its lease, as plain data, by its own monotonic clock.
+//!
+//! The database judges the lease; the owner stops writing at two thirds of it, so that one that was
+//! paused or cut off stops before another begins. It goes on once a renewal has shown that nobody
+//! took the job meanwhile.
 
 use std::time::{Duration, Instant};
 
-/// A lease as its owner sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An owner's view of its lease.
+#[derive(Clone, Copy, Debug)]
 pub struct Hold {
     lease: Duration,
-    asked: Instant,
+    renewed: Instant,
 }
 
 impl Hold {
-    /// A lease of that length, granted in answer to a statement sent at `asked`.
+    /// Of a lease asked for at `asked`: the answer may have been long on its way.
     pub fn new(lease: Duration, asked: Instant) -> Self {
-        Self { lease, asked }
+        Self { lease, renewed: asked }
     }
 
-    /// It was renewed in answer to a statement sent at `asked`: the database counts from some time
-    /// between question and answer, the owner from the question.
+    /// It was renewed by what was asked at `asked`. Answers may come in any order.
     pub fn renewed(&mut self, asked: Instant) {
-        self.asked = self.asked.max(asked);
+        self.renewed = self.renewed.max(asked);
     }
 
     /// When the next renewal is due: early enough for another try.
     pub fn due(&self) -> Instant {
-        self.asked + self.lease / 3
+        self.renewed + self.period()
     }
 
-    /// From when on the owner trains and writes nothing, two thirds of the lease: what is under
-    /// way then still ends before another may take over.
+    /// The last moment at which it is sure.
     pub fn ends(&self) -> Instant {
-        self.asked + self.lease * 2 / 3
+        self.renewed + self.lease * 2 / 3
     }
 
-    /// Whether the owner may train and write at `now`.
-    pub fn is_firm(&self, now: Instant) -> bool {
-        now < self.ends()
+    /// Writes may be tried without asking first; otherwise a renewal must succeed before.
+    pub fn is_sure(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.renewed) <= self.lease * 2 / 3
+    }
+
+    /// How often to renew.
+    pub fn period(&self) -> Duration {
+        self.lease / 3
     }
 }
 
@@ -44,20 +50,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_firm_for_two_thirds_and_counts_from_the_question() {
-        let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let mut hold = Hold::new(3 * second, start);
-        assert_eq!((hold.due(), hold.ends()), (start + second, start + 2 * second));
-        let nearly = second * 2 - Duration::from_nanos(1);
-        assert!(hold.is_firm(start) && hold.is_firm(start + nearly));
-        assert!(!hold.is_firm(start + 2 * second), "the answer stays away");
-        // Asked at second 1, answered at second 9: what it grants may be over already.
-        hold.renewed(start + second);
-        assert_eq!(hold.ends(), start + 3 * second);
-        assert!(!hold.is_firm(start + 9 * second));
-        hold.renewed(start + 9 * second);
-        assert!(hold.is_firm(start + 10 * second));
-        hold.renewed(start);
-        assert_eq!(hold.ends(), start + 11 * second, "an older answer takes nothing away");
+    fn ends_at_two_thirds_and_begins_again_when_renewed() {
+        let start = Instant::now();
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let mut hold = Hold::new(Duration::from_secs(30), start);
+        assert!(hold.is_sure(start) && hold.is_sure(at(20)) && !hold.is_sure(at(21)));
+        hold.renewed(at(21));
+        assert!(hold.is_sure(at(41)) && !hold.is_sure(at(42)));
+        hold.renewed(at(10));
+        assert!(hold.is_sure(at(41)), "an answer that came late changes nothing");
+        assert_eq!(hold.period(), Duration::from_secs(10));
+        assert_eq!((hold.due(), hold.ends()), (at(31), at(41)));
     }
 }

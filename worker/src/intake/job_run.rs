@@ -1,17 +1,22 @@
 //! One job from its claim to its result: prepares it for the engine, then keeps what comes back.
+//! Three things go on side by side: the lease is kept, news are read, and rows are written; an
+//! outage that stops one of them does not stop the others.
 
-use super::job_write::Ledger;
-use super::{Shared, adapters, examples, jobs};
-use crate::adapters::{Init as AdapterInit, init_adapter};
+use super::hold::Hold;
+use super::job_keep::{Keeper, Parting};
+use super::job_write::{self, Writer};
+use super::outbox::Outbox;
+use super::{Shared, adapters, examples, lock};
+use crate::adapters::{AdapterLayout, Init as AdapterInit, init_adapter};
 use crate::dataset::Purpose;
-use crate::engine::command::{Command, JobEvent, JobStart, Purpose as Keep, Snapshot};
+use crate::engine::command::{Command, JobEvent, JobStart};
 use crate::train::resume::{self, ResumeState};
 use crate::train::{Example, JobSpec, Sequence, auto, spec::Init};
 use anyhow::{Context, bail};
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use storage::db::{Claim, Intent, JobError, JobWrite, Renewed, StatusChange};
+use storage::db::{Claim, JobError, JobWrite, StatusChange};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 
@@ -21,55 +26,177 @@ const STOP_WAIT: Duration = Duration::from_secs(30);
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The job is over, paused, handed back, or another's.
+    /// The job is over, paused, or another's.
     Done,
+    /// It was given back, for the worker drains.
+    Released,
     /// The engine had no memory for it; the claim was given back.
     NoRoom,
 }
 
+/// What the parts of a run share.
+pub struct Run {
+    /// What all tasks share.
+    pub shared: Arc<Shared>,
+    /// The hold on the job.
+    pub claim: Claim,
+    /// The same by the owner's clock.
+    pub hold: Mutex<Hold>,
+    /// What is to be written.
+    pub outbox: Mutex<Outbox>,
+    /// Rings for the keeper: whether the job may train is to be looked at.
+    pub changed: Notify,
+    /// Rings for the writer: something is to be written.
+    pub filled: Notify,
+    firm: Notify,
+    started: AtomicBool,
+}
+
+impl Run {
+    /// The run of a claim whose statement was sent at `asked`.
+    pub fn new(shared: Arc<Shared>, claim: Claim, asked: Instant) -> Self {
+        let hold = Mutex::new(Hold::new(shared.options.lease, asked));
+        Self {
+            shared,
+            claim,
+            hold,
+            outbox: Mutex::new(Outbox::new(0)),
+            changed: Notify::new(),
+            filled: Notify::new(),
+            firm: Notify::new(),
+            started: AtomicBool::new(false),
+        }
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> &str {
+        &self.claim.job.id
+    }
+
+    /// Whether the engine has the job.
+    pub fn has_started(&self) -> bool {
+        self.started.load(Relaxed)
+    }
+
+    /// Whether the lease surely is this run's.
+    pub fn is_firm(&self) -> bool {
+        lock(&self.hold).is_sure(Instant::now())
+    }
+
+    /// The lease was renewed in answer to a statement sent at `asked`.
+    pub fn renewed(&self, asked: Instant) {
+        lock(&self.hold).renewed(asked);
+        self.firm.notify_waiters();
+    }
+
+    /// Waits until the lease surely is this run's.
+    pub async fn firm(&self) {
+        loop {
+            // Before the look: it hears of every renewal from here on.
+            let renewed = self.firm.notified();
+            if self.is_firm() {
+                return;
+            }
+            renewed.await;
+        }
+    }
+}
+
 /// Runs a claimed job.
 pub async fn run(
-    shared: Arc<Shared>,
-    claim: Claim,
-    news: Receiver<JobEvent>,
+    run: &Run,
+    mut news: Receiver<JobEvent>,
     bell: Arc<Notify>,
 ) -> anyhow::Result<End> {
-    let prepared = jobs::with_lease(&shared, &claim, prepare(&shared, &claim)).await?;
-    let (ledger, start) = match prepared {
-        None => return Ok(End::Done),
-        Some(Ok(prepared)) => prepared,
-        Some(Err(examples::Unusable::Fault(error))) => {
-            let status = Some(StatusChange::Failed(error));
-            let write = JobWrite { status, ..JobWrite::default() };
-            shared.storage.db.jobs().write(&claim, &write).await?;
-            return Ok(End::Done);
-        }
-        Some(Err(examples::Unusable::Later(error))) => {
-            shared.storage.db.jobs().release(&claim).await?;
-            return Err(error);
+    let ended = {
+        let keeper = Keeper::new(run, bell.clone());
+        tokio::select! {
+            ended = work(run, &mut news, &bell) => ended,
+            parting = keeper.keep() => part(run, parting).await,
         }
     };
-    let id = claim.job.id.clone();
-    if !shared.command(Command::StartJob(Box::new(start))).await {
-        bail!("the engine is gone");
+    if let Some(running) = lock(&run.shared.running).get_mut(run.id()) {
+        running.live = false;
     }
-    let mut runner = Runner { ledger, news, bell, pausing: false };
-    let ended = runner.follow().await;
+    if run.has_started() && !matches!(ended, Ok(End::NoRoom)) {
+        run.shared.command(Command::StopJob(run.id().to_owned())).await;
+        wait_for_stop(run, &mut news).await;
+    }
     if matches!(ended, Ok(End::NoRoom)) {
-        shared.storage.db.jobs().release(&claim).await?;
-        return ended;
+        run.shared.storage.db.jobs().release(&run.claim).await?;
     }
-    shared.command(Command::StopJob(id)).await;
-    runner.drain().await;
     ended
 }
 
+/// Ends a run whose lease is lost, or whose training has not begun.
+async fn part(run: &Run, parting: Parting) -> anyhow::Result<End> {
+    let jobs = run.shared.storage.db.jobs();
+    match parting {
+        Parting::Lost => Ok(End::Done),
+        Parting::Pause => {
+            let status = Some(StatusChange::Paused);
+            jobs.write(&run.claim, &JobWrite { status, ..JobWrite::default() }).await?;
+            Ok(End::Done)
+        }
+        Parting::Drain => {
+            jobs.release(&run.claim).await?;
+            Ok(End::Released)
+        }
+    }
+}
+
+async fn work(run: &Run, news: &mut Receiver<JobEvent>, bell: &Notify) -> anyhow::Result<End> {
+    let jobs = run.shared.storage.db.jobs();
+    let start = match prepare(run).await {
+        Ok(start) => start,
+        Err(examples::Unusable::Fault(error)) => {
+            let status = Some(StatusChange::Failed(error));
+            job_write::send(run, &JobWrite { status, ..JobWrite::default() }).await;
+            return Ok(End::Done);
+        }
+        Err(examples::Unusable::Later(error)) => {
+            jobs.release(&run.claim).await?;
+            return Err(error);
+        }
+    };
+    let (spec, layout) = (start.spec.clone(), start.layout.clone());
+    if !run.shared.command(Command::StartJob(Box::new(start))).await {
+        bail!("the engine is gone");
+    }
+    run.started.store(true, Relaxed);
+    // What the client wanted meanwhile is looked at once more, and so is the lease.
+    bell.notify_one();
+    run.changed.notify_one();
+    let writer = Writer { run, spec: &spec, layout: &layout };
+    tokio::select! {
+        end = read(run, news) => end,
+        end = writer.write() => end,
+    }
+}
+
+/// Notes the engine's news as they come, until it has nothing more to tell.
+async fn read(run: &Run, news: &mut Receiver<JobEvent>) -> anyhow::Result<End> {
+    loop {
+        let Some(news) = news.recv().await else { bail!("the engine is gone") };
+        let mut outbox = lock(&run.outbox);
+        match news {
+            JobEvent::Started => outbox.begin(),
+            JobEvent::NoRoom => return Ok(End::NoRoom),
+            JobEvent::Stopped => return Ok(End::Done),
+            JobEvent::Step(metrics) => outbox.step(metrics),
+            JobEvent::Snapshot(snapshot) => outbox.save(*snapshot),
+        }
+        if outbox.is_full() {
+            run.changed.notify_one();
+        }
+        drop(outbox);
+        run.filled.notify_one();
+    }
+}
+
 /// Everything the engine needs: numbers, examples, weights.
-async fn prepare(
-    shared: &Arc<Shared>,
-    claim: &Claim,
-) -> Result<(Ledger, JobStart), examples::Unusable> {
-    let job = &claim.job;
+async fn prepare(run: &Run) -> Result<JobStart, examples::Unusable> {
+    let (shared, job) = (&run.shared, &run.claim.job);
     let resolved = job.resolved.as_ref().context("a queued job has resolved numbers")?;
     let spec = auto::spec_of(&job.id, job.seed as u64, resolved).map_err(anyhow::Error::from)?;
     let limit = spec.training.max_sequence_length;
@@ -77,9 +204,7 @@ async fn prepare(
     let validation = examples::load(shared, job, Purpose::Validation, limit).await?;
     fits(shared, spec.lora.rank, training.examples.iter().chain(&validation.examples))?;
     let layout = Arc::new(adapters::layout_of(shared, &spec).map_err(anyhow::Error::from)?);
-    let total_steps = spec.training.total_steps(training.examples.len());
-    let mut ledger =
-        Ledger::new(shared.clone(), claim.clone(), spec.clone(), layout.clone(), total_steps);
+    let mut outbox = Outbox::new(spec.training.total_steps(training.examples.len()));
     let mut start = JobStart {
         spec,
         layout: layout.clone(),
@@ -91,26 +216,32 @@ async fn prepare(
     };
     match newest_state(shared, &start.spec).await? {
         Some(state) => {
-            ledger.resume(&state);
+            outbox.resume(state.step, state.trained_tokens, &state.step_metrics);
             start.step = state.step;
             start.params = state.params;
             start.moments = Some((state.m, state.v));
         }
-        None => match &job.parent {
-            Some(parent) => {
-                let weights = adapters::read_parent(shared, &parent.object).await?;
-                start.params = weights.values.to_vec();
-            }
-            None => {
-                let init = match start.spec.lora.init {
-                    Init::Default => AdapterInit::Default,
-                    Init::Gaussian => AdapterInit::Gaussian,
-                };
-                start.params = init_adapter(&layout, start.spec.training.seed, init);
-            }
-        },
+        None => start.params = first_values(run, &start.spec, &layout).await?,
     }
-    Ok((ledger, start))
+    *lock(&run.outbox) = outbox;
+    Ok(start)
+}
+
+/// Weights of a job that has not trained yet: its parent's, or fresh ones.
+async fn first_values(
+    run: &Run,
+    spec: &JobSpec,
+    layout: &AdapterLayout,
+) -> anyhow::Result<Vec<f32>> {
+    if let Some(parent) = &run.claim.job.parent {
+        let weights = adapters::read_parent(&run.shared, &parent.object).await?;
+        return Ok(weights.values.to_vec());
+    }
+    let init = match spec.lora.init {
+        Init::Default => AdapterInit::Default,
+        Init::Gaussian => AdapterInit::Gaussian,
+    };
+    Ok(init_adapter(layout, spec.training.seed, init))
 }
 
 /// A job whose limits were set on a worker with more training memory cannot run here.
@@ -157,118 +288,16 @@ async fn newest_state(shared: &Shared, spec: &JobSpec) -> anyhow::Result<Option<
     Ok(None)
 }
 
-struct Runner {
-    ledger: Ledger,
-    news: Receiver<JobEvent>,
-    bell: Arc<Notify>,
-    pausing: bool,
-}
-
-impl Runner {
-    /// Keeps what the engine reports, until the job ends here.
-    async fn follow(&mut self) -> anyhow::Result<End> {
-        let mut renew = tokio::time::interval(self.ledger.shared.options.lease / 3);
-        loop {
-            let bell = self.bell.clone();
-            tokio::select! {
-                news = self.news.recv() => {
-                    let Some(news) = news else { bail!("the engine is gone") };
-                    if let Some(end) = self.heard(news).await? {
-                        return Ok(end);
-                    }
-                }
-                _ = renew.tick() => if !self.renew().await? { return Ok(End::Done) },
-                () = bell.notified() => if !self.renew().await? { return Ok(End::Done) },
+/// Waits until the engine has let go, so that a later claim finds the memory free.
+async fn wait_for_stop(run: &Run, news: &mut Receiver<JobEvent>) {
+    let stopped = async {
+        while let Some(news) = news.recv().await {
+            if news == JobEvent::Stopped {
+                return;
             }
         }
-    }
-
-    async fn heard(&mut self, news: JobEvent) -> anyhow::Result<Option<End>> {
-        let end = |kept: bool| (!kept).then_some(End::Done);
-        match news {
-            JobEvent::Started => {
-                self.ledger.began.0 = Instant::now();
-                Ok(None)
-            }
-            JobEvent::NoRoom => Ok(Some(End::NoRoom)),
-            JobEvent::Stopped => Ok(Some(End::Done)),
-            JobEvent::Step(metrics) => {
-                self.ledger.note(metrics);
-                if self.news.is_empty() {
-                    return Ok(end(self.ledger.flush().await?));
-                }
-                Ok(None)
-            }
-            JobEvent::Snapshot(snapshot) => self.keep(*snapshot).await,
-        }
-    }
-
-    async fn keep(&mut self, snapshot: Snapshot) -> anyhow::Result<Option<End>> {
-        let kept = match snapshot.purpose {
-            Keep::Resume => self.ledger.keep_resume_point(snapshot, None).await?,
-            Keep::Epoch => self.ledger.keep_checkpoint(snapshot).await?,
-            Keep::Finish => {
-                self.ledger.finish(&snapshot).await?;
-                false
-            }
-            Keep::Pause if self.ledger.shared.draining.load(Relaxed) => {
-                if self.ledger.keep_resume_point(snapshot, None).await? {
-                    self.ledger.shared.storage.db.jobs().release(&self.ledger.claim).await?;
-                }
-                false
-            }
-            Keep::Pause => {
-                let status = Some(StatusChange::Paused);
-                self.ledger.keep_resume_point(snapshot, status).await?;
-                false
-            }
-        };
-        Ok((!kept).then_some(End::Done))
-    }
-
-    /// Renews the lease and obeys what the client wants. False: the claim is lost.
-    async fn renew(&mut self) -> anyhow::Result<bool> {
-        let lease = jobs::lease_ms(&self.ledger.shared);
-        let renewed = self.ledger.shared.storage.db.jobs().renew(&self.ledger.claim, lease).await;
-        let pause = match renewed {
-            Ok(Renewed::Lost) => return Ok(false),
-            Ok(Renewed::Kept { intent }) => {
-                self.ledger.renewed = Instant::now();
-                intent == Some(Intent::Pause)
-            }
-            Err(error) if self.ledger.renewed.elapsed() > self.lease_bound() => {
-                return Err(error).context("the lease could not be renewed");
-            }
-            Err(error) => {
-                tracing::warn!(job.id = self.ledger.claim.job.id, %error, "renewing failed");
-                return Ok(true);
-            }
-        };
-        let draining = self.ledger.shared.draining.load(Relaxed);
-        if (pause || draining) && !self.pausing {
-            self.pausing = true;
-            let id = self.ledger.claim.job.id.clone();
-            self.ledger.shared.command(Command::PauseJob(id)).await;
-        }
-        Ok(true)
-    }
-
-    /// An owner stops at two thirds of its lease.
-    fn lease_bound(&self) -> Duration {
-        self.ledger.shared.options.lease * 2 / 3
-    }
-
-    /// Waits until the engine has let go, so that a later claim finds the memory free.
-    async fn drain(&mut self) {
-        let stopped = async {
-            while let Some(news) = self.news.recv().await {
-                if news == JobEvent::Stopped {
-                    return;
-                }
-            }
-        };
-        if tokio::time::timeout(STOP_WAIT, stopped).await.is_err() {
-            tracing::error!(job.id = self.ledger.claim.job.id, "the engine did not let go");
-        }
+    };
+    if tokio::time::timeout(STOP_WAIT, stopped).await.is_err() {
+        tracing::error!(job.id = run.id(), "the engine did not let go");
     }
 }

@@ -1,33 +1,87 @@
-//! Jobs: takes leases, checks files, and starts a runner for each job that trains here.
+//! Jobs: takes leases, and starts a check or a run for each.
 
-use super::examples::{self, Unusable};
-use super::{Shared, job_run, job_write, lock};
-use crate::dataset::Purpose;
-use crate::train::auto::{self, Facts, Resolved};
-use crate::train::metrics::JobNotice;
-use serde_json::{Value, json};
+use super::job_check::{self, Checked};
+use super::job_run::{self, End, Run};
+use super::{Shared, lock};
+use futures::FutureExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
-use storage::db::{Claim, Claimant, JobError, JobRow, JobWrite, Renewed, StatusChange};
+use std::time::{Duration, Instant};
+use storage::db::{Claim, Claimant};
+use tokio::task::JoinSet;
 
-/// How long this worker leaves jobs alone after one found no room here.
-const NO_ROOM_PAUSE: Duration = Duration::from_secs(2);
+/// Resume points of ended jobs that one look removes.
+const LEFTOVERS: u32 = 64;
+/// How often they are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+/// How long this worker leaves jobs alone after one could not be trained or checked here: others
+/// may have the room, or the store is away.
+const REST: Duration = Duration::from_secs(2);
+/// Between two looks whether an earlier run of the same job is over.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Looks for work whenever the bell rings, and at intervals.
+/// Looks for work whenever the bell rings, and at intervals, until the worker drains and all it
+/// had begun is saved.
 pub async fn run(shared: Arc<Shared>) {
+    let mut sweep = tokio::time::interval(SWEEP);
+    let mut desk = Desk {
+        shared: shared.clone(),
+        runs: JoinSet::new(),
+        checks: JoinSet::new(),
+        train_after: Instant::now(),
+        check_after: Instant::now(),
+    };
     loop {
-        let bell = shared.job_bell.notified();
-        if !shared.draining.load(Relaxed)
-            && let Err(error) = look(&shared).await
+        if sweep.tick().now_or_never().is_some()
+            && let Err(error) = remove_leftovers(&shared).await
         {
+            tracing::warn!(%error, "removing old resume points failed");
+        }
+        if let Err(error) = watch(&shared).await {
+            tracing::warn!(%error, "looking at claimed jobs failed");
+        }
+        if let Err(error) = desk.look().await {
             tracing::warn!(%error, "looking for jobs failed");
         }
-        let _ = tokio::time::timeout(shared.options.poll, bell).await;
+        if desk.is_done() {
+            return;
+        }
+        tokio::select! {
+            () = shared.job_bell.notified() => {}
+            () = tokio::time::sleep(shared.options.poll) => {}
+            Some(ended) = desk.runs.join_next() => desk.settle(ended.unwrap_or(Step::Rest)),
+            Some(ended) = desk.checks.join_next() => {
+                desk.settle(ended.unwrap_or(Step::RestChecks));
+            },
+        }
         if shared.commands.is_closed() {
             return;
         }
     }
+}
+
+/// Resume points of cancelled jobs have no owner left to remove them.
+async fn remove_leftovers(shared: &Shared) -> storage::Result<()> {
+    for key in shared.storage.db.jobs().take_leftover_resume_points(LEFTOVERS).await? {
+        shared.storage.objects.delete(&key).await?;
+    }
+    Ok(())
+}
+
+/// Rings for the runs whose row says something new: a nudge may be lost, and with it a wish of
+/// the client.
+async fn watch(shared: &Shared) -> storage::Result<()> {
+    if lock(&shared.running).is_empty() {
+        return Ok(());
+    }
+    let held = shared.storage.db.jobs().held_by(&shared.options.worker_id).await?;
+    for (id, running) in lock(&shared.running).iter() {
+        let row = held.iter().find(|row| row.id == *id && row.attempt == running.attempt);
+        if row.is_none_or(|row| row.intent.is_some()) {
+            running.bell.notify_one();
+        }
+    }
+    Ok(())
 }
 
 fn claimant(shared: &Shared) -> Claimant {
@@ -43,156 +97,111 @@ pub fn lease_ms(shared: &Shared) -> i64 {
     shared.options.lease.as_millis() as i64
 }
 
-async fn look(shared: &Arc<Shared>) -> anyhow::Result<()> {
-    let jobs = shared.storage.db.jobs();
-    let claimant = claimant(shared);
-    while let Some(claim) = jobs.claim_validation(&claimant, lease_ms(shared)).await? {
-        validate(shared, &claim).await?;
-    }
-    while lock(&shared.running).len() < shared.options.max_jobs {
-        let Some(claim) = jobs.claim_training(&claimant, lease_ms(shared)).await? else { break };
-        let (news, bell) = shared.open_run(&claim.job.id);
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            let id = claim.job.id.clone();
-            let ended = job_run::run(shared.clone(), claim, news, bell).await;
-            lock(&shared.running).remove(&id);
-            if let Err(error) = &ended {
-                tracing::warn!(job.id = id, %error, "a job's run ended early");
-            }
-            if !matches!(ended, Ok(job_run::End::Done)) {
-                tokio::time::sleep(NO_ROOM_PAUSE).await;
-            }
-            shared.job_bell.notify_one();
-        });
-    }
-    Ok(())
+/// What follows from the end of a run or check.
+enum Step {
+    /// Look for the next job.
+    Look,
+    /// Train no other for a while.
+    Rest,
+    /// Check no other for a while.
+    RestChecks,
 }
 
-/// Checks a job's files under a lease of its own: then it is queued, or failed.
-async fn validate(shared: &Arc<Shared>, claim: &Claim) -> anyhow::Result<()> {
-    let Some(checked) = with_lease(shared, claim, check(shared, &claim.job)).await? else {
-        return Ok(());
+/// The claims of this worker.
+struct Desk {
+    shared: Arc<Shared>,
+    runs: JoinSet<Step>,
+    /// At most one: whoever checks files still takes jobs to train.
+    checks: JoinSet<Step>,
+    train_after: Instant,
+    check_after: Instant,
+}
+
+impl Desk {
+    fn settle(&mut self, step: Step) {
+        match step {
+            Step::Look => {}
+            Step::Rest => self.train_after = Instant::now() + REST,
+            Step::RestChecks => self.check_after = Instant::now() + REST,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.drains() && self.runs.is_empty() && self.checks.is_empty()
+    }
+
+    fn has_room(&self) -> bool {
+        self.runs.len() < self.shared.options.max_jobs
+    }
+
+    fn drains(&self) -> bool {
+        self.shared.draining.load(Relaxed)
+    }
+
+    async fn look(&mut self) -> storage::Result<()> {
+        let shared = self.shared.clone();
+        let (jobs, claimant) = (shared.storage.db.jobs(), claimant(&shared));
+        let asked = Instant::now();
+        if !self.drains()
+            && self.checks.is_empty()
+            && asked >= self.check_after
+            && let Some(claim) = jobs.claim_validation(&claimant, lease_ms(&shared)).await?
+        {
+            self.checks.spawn(check(shared.clone(), claim, asked));
+        }
+        while !self.drains() && self.has_room() && Instant::now() >= self.train_after {
+            let asked = Instant::now();
+            let Some(claim) = jobs.claim_training(&claimant, lease_ms(&shared)).await? else {
+                break;
+            };
+            self.runs.spawn(train(Run::new(shared.clone(), claim, asked)));
+        }
+        Ok(())
+    }
+}
+
+/// Tells the other workers that a job waits for one of them.
+async fn pass_on(shared: &Shared, job: &str) {
+    if let Err(error) = shared.storage.queue.nudge_job(job).await {
+        tracing::warn!(job.id = job, %error, "other workers could not be told of a job");
+    }
+}
+
+/// Trains a claimed job as far as this worker goes with it.
+async fn train(run: Run) -> Step {
+    let shared = &run.shared;
+    let (news, bell) = loop {
+        match shared.open_run(&run.claim) {
+            Some(opened) => break opened,
+            // Paused and resumed at once: the engine has not let go of it yet.
+            None => tokio::time::sleep(LOOK_AGAIN).await,
+        }
     };
-    let write = match checked {
-        Ok((resolved, notices)) => JobWrite {
-            events: notices.iter().map(job_write::event).collect(),
-            resolved: Some(resolved.echo),
-            status: Some(StatusChange::Queued),
-            ..JobWrite::default()
-        },
-        Err(Unusable::Fault(error)) => {
-            JobWrite { status: Some(StatusChange::Failed(error)), ..JobWrite::default() }
+    let ended = job_run::run(&run, news, bell).await;
+    lock(&shared.running).remove(run.id());
+    match ended {
+        Ok(End::Done) => Step::Look,
+        Ok(End::Released | End::NoRoom) => {
+            pass_on(shared, run.id()).await;
+            Step::Rest
         }
-        Err(Unusable::Later(error)) => {
-            shared.storage.db.jobs().release(claim).await?;
-            return Err(error);
-        }
-    };
-    shared.storage.db.jobs().write(claim, &write).await?;
-    Ok(())
-}
-
-/// Does a piece of work while renewing the lease. `None`: the lease was lost, the work dropped.
-pub async fn with_lease<T>(
-    shared: &Shared,
-    claim: &Claim,
-    work: impl Future<Output = T>,
-) -> anyhow::Result<Option<T>> {
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => return Ok(Some(done)),
-            () = tokio::time::sleep(shared.options.lease / 3) => {
-                let renewed = shared.storage.db.jobs().renew(claim, lease_ms(shared)).await?;
-                if renewed == Renewed::Lost {
-                    return Ok(None);
-                }
-            }
+        Err(error) => {
+            tracing::warn!(job.id = run.id(), %error, "a job's run ended early");
+            Step::Rest
         }
     }
 }
 
-async fn check(shared: &Arc<Shared>, job: &JobRow) -> Result<(Resolved, Vec<JobNotice>), Unusable> {
-    let request = with_parent(shared, job).await?;
-    // The length limit depends on the rank, and only on numbers of the request: resolve once for
-    // it, then again with the number of examples that are left.
-    let first = resolve(shared, job, &request, 1)?;
-    let limit = first.spec.training.max_sequence_length;
-    let training = examples::load(shared, job, Purpose::Training, limit).await?;
-    let validation = examples::load(shared, job, Purpose::Validation, limit).await?;
-    let resolved = resolve(shared, job, &request, training.examples.len())?;
-    let notices = training.notices.into_iter().chain(validation.notices).collect();
-    Ok((resolved, notices))
-}
-
-fn resolve(
-    shared: &Shared,
-    job: &JobRow,
-    request: &Value,
-    examples: usize,
-) -> Result<Resolved, Unusable> {
-    let facts = Facts {
-        examples,
-        hidden: shared.config.hidden,
-        context: shared.config.context,
-        arena_rows: shared.bounds.arena_rows,
-        arena_rank_rows: shared.bounds.arena_rank_rows,
-    };
-    auto::resolve(&job.id, job.seed as u64, request, &facts).map_err(|fault| {
-        Unusable::Fault(JobError {
-            code: "invalid_value".to_owned(),
-            message: fault.to_string(),
-            param: Some(fault.field),
-        })
-    })
-}
-
-/// A job that continues from an adapter takes its shape; another one cannot hold its weights.
-async fn with_parent(shared: &Arc<Shared>, job: &JobRow) -> Result<Value, Unusable> {
-    let mut request = job.request.clone();
-    let Some(parent) = &job.parent else { return Ok(request) };
-    let weights = super::adapters::read_parent(shared, &parent.object).await?;
-    let shape = weights.layout.shape();
-    let targets: Vec<&str> =
-        shape.targets.iter().map(|module| crate::adapters::layout::module_name(*module)).collect();
-    let fixed = [
-        ("rank", json!(shape.rank)),
-        ("alpha", json!(shape.alpha)),
-        ("use_rslora", json!(shape.use_rslora)),
-        ("target_modules", json!(targets)),
-    ];
-    let Some(top) = request.as_object_mut() else { return Ok(request) };
-    let lora = top.entry("lora").or_insert_with(|| json!({}));
-    if lora.is_null() {
-        *lora = json!({});
-    }
-    for (field, value) in fixed {
-        match lora.get(field).filter(|given| !given.is_null()) {
-            Some(given) if !same(given, &value) => {
-                return Err(Unusable::Fault(JobError {
-                    code: "invalid_value".to_owned(),
-                    message: format!(
-                        "lora.{field} is {given}, but the job continues from {}, which has {value}",
-                        parent.model
-                    ),
-                    param: Some(format!("lora.{field}")),
-                }));
-            }
-            _ => lora[field] = value,
+/// Checks a claimed job's files.
+async fn check(shared: Arc<Shared>, claim: Claim, asked: Instant) -> Step {
+    match job_check::validate(&shared, &claim, asked).await {
+        Ok(Checked::Queued) if lock(&shared.running).len() < shared.options.max_jobs => {}
+        Ok(Checked::Queued | Checked::Released) => pass_on(&shared, &claim.job.id).await,
+        Ok(Checked::Done) => {}
+        Err(error) => {
+            tracing::warn!(job.id = claim.job.id, %error, "a job's files could not be checked");
+            return Step::RestChecks;
         }
     }
-    Ok(request)
-}
-
-/// Whether a requested value says the same; the order of modules does not matter.
-fn same(given: &Value, value: &Value) -> bool {
-    match (given, value) {
-        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
-        (Value::Array(a), Value::Array(b)) => {
-            a.len() == b.len() && a.iter().all(|item| b.contains(item))
-        }
-        (Value::String(name), Value::Array(all)) => name == "all-linear" && all.len() == 7,
-        _ => given == value,
-    }
+    Step::Look
 }

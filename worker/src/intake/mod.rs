@@ -2,17 +2,21 @@
 //!
 //! - [`requests`]: inbox → text → engine.
 //! - [`adapters`]: object store → host cache → engine, while everything else goes on.
-//! - [`jobs`]: leases and validation; [`job_run`]: one job from claim to result.
+//! - [`jobs`]: leases; [`job_check`]: validation; [`job_run`]: one job from claim to result, with
+//!   [`job_keep`] for its lease and [`job_write`] for its rows.
 //! - [`presence`]: what others may know of this worker.
-//! - [`routes`], [`mail`], [`hold`]: the state behind them, as plain data.
+//! - [`routes`], [`mail`], [`hold`], [`outbox`]: the state behind them, as plain data.
 
 pub mod adapters;
 pub mod examples;
 pub mod hold;
+pub mod job_check;
+pub mod job_keep;
 pub mod job_run;
 pub mod job_write;
 pub mod jobs;
 pub mod mail;
+pub mod outbox;
 pub mod presence;
 pub mod requests;
 pub mod routes;
@@ -25,13 +29,13 @@ use crate::text::Text;
 use adapters::Adapters;
 use routes::Routes;
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use storage::Storage;
+use storage::db::Claim;
 use tokio::sync::{Notify, mpsc};
 
-/// News of one job that its runner has not read yet; a worker that cannot write for so long has
-/// lost its lease anyway.
+/// News of one job that its runner has not read yet; it reads them as they come.
 const JOB_NEWS: usize = 4096;
 
 /// What all of a worker's tasks share.
@@ -82,6 +86,8 @@ pub struct Bounds {
 /// A job that runs here.
 #[derive(Clone)]
 pub struct Running {
+    /// Number of the claim.
+    pub attempt: i64,
     /// News from the engine.
     pub news: mpsc::Sender<JobEvent>,
     /// Rings when its row may have changed.
@@ -91,13 +97,23 @@ pub struct Running {
 }
 
 impl Shared {
-    /// A new entry in the list of running jobs, and the end that its runner reads.
-    pub fn open_run(&self, job: &str) -> (mpsc::Receiver<JobEvent>, Arc<Notify>) {
+    /// A new entry in the list of running jobs, and the end that its runner reads. None while an
+    /// earlier run of the job has not ended.
+    pub fn open_run(&self, claim: &Claim) -> Option<(mpsc::Receiver<JobEvent>, Arc<Notify>)> {
+        let mut runs = lock(&self.running);
+        if runs.contains_key(&claim.job.id) {
+            return None;
+        }
         let (news, reader) = mpsc::channel(JOB_NEWS);
         let bell = Arc::new(Notify::new());
-        let running = Running { news, bell: bell.clone(), live: false };
-        lock(&self.running).insert(job.to_owned(), running);
-        (reader, bell)
+        let running = Running { attempt: claim.attempt, news, bell: bell.clone(), live: false };
+        runs.insert(claim.job.id.clone(), running);
+        Some((reader, bell))
+    }
+
+    /// Whether a job that runs here is to be saved and left to another worker.
+    pub fn gives_up(&self, _job: &str) -> bool {
+        self.draining.load(Relaxed)
     }
 
     /// Sends a command; false when the engine is gone.

@@ -3,15 +3,21 @@
 use super::adapters::Source;
 use super::routes::{Added, Route};
 use super::{Shared, lock};
-use crate::engine::command::{Admission, Choice, Command, Fault, FaultKind, SamplingSpec, Target};
+use crate::engine::command::{
+    Admission, Choice, Command, Fault, FaultKind, RequestKey, SamplingSpec, Target,
+};
 use crate::outlet;
 use crate::text::{Conversation, Ending, Message, Role, TemplateError, TextError, TextStart};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use storage::queue::Inbox;
 use storage::queue::message::{
     ChatMessage, Input, Replay, Request, Target as WireTarget, ToWorker, ToolCall,
 };
+use tokio::time::timeout;
+
+/// For the rows that a request needs; then it is refused.
+const ROWS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Reads the inbox until it closes or the engine is gone.
 pub async fn run(shared: Arc<Shared>, mut inbox: Inbox) {
@@ -46,7 +52,8 @@ fn nudge(shared: &Shared, job_id: &str) {
 }
 
 /// Admits or refuses one request. Tokenising runs on a blocking thread; requests stay in order,
-/// so a cancel never overtakes what it cancels.
+/// so a cancel never overtakes what it cancels. Only one that has to read rows first goes its own
+/// way: the others do not wait for the database.
 async fn place(shared: &Arc<Shared>, request: Request) -> bool {
     let route = Route {
         request_id: request.request_id.clone(),
@@ -61,7 +68,45 @@ async fn place(shared: &Arc<Shared>, request: Request) -> bool {
     {
         return false;
     }
-    let prepared = match target(shared, &request).await {
+    let target = match known_target(shared, &request) {
+        Ok(Some(target)) => Ok(target),
+        Ok(None) => {
+            tokio::spawn(place_late(shared.clone(), request, key));
+            return true;
+        }
+        Err(fault) => Err(fault),
+    };
+    admit(shared, request, key, target).await
+}
+
+/// Admits or refuses a request on a job that does not train here.
+async fn place_late(shared: Arc<Shared>, request: Request, key: RequestKey) {
+    let target = match &request.target {
+        WireTarget::Job { job_id } => saved_target(&shared, job_id).await,
+        WireTarget::Base | WireTarget::Adapter { .. } => return,
+    };
+    if !is_open(&shared, key) {
+        return;
+    }
+    admit(&shared, request, key, target).await;
+    // A cancel that came meanwhile reached the engine too early.
+    if !is_open(&shared, key) {
+        shared.command(Command::Cancel(key)).await;
+    }
+}
+
+/// Whether somebody still waits for a request.
+fn is_open(shared: &Shared, key: RequestKey) -> bool {
+    lock(&shared.routes).get(key).is_some()
+}
+
+async fn admit(
+    shared: &Arc<Shared>,
+    request: Request,
+    key: RequestKey,
+    target: Result<Target, Fault>,
+) -> bool {
+    let prepared = match target {
         Ok(target) => {
             let shared = shared.clone();
             let prepare = move || prepare(&shared, &request, key, target);
@@ -86,33 +131,42 @@ fn open_choices(request: &Request) -> usize {
     (request.choices as usize).saturating_sub(ended)
 }
 
-/// Which weights the engine shall use. Never the base where something else was asked for.
-async fn target(shared: &Shared, request: &Request) -> Result<Target, Fault> {
+/// Which weights the engine shall use, where that is known without a look at rows. Never the base
+/// where something else was asked for.
+fn known_target(shared: &Shared, request: &Request) -> Result<Option<Target>, Fault> {
     if request.base != shared.options.base_name {
         return Err(gone(&request.base));
     }
-    match &request.target {
-        WireTarget::Base => Ok(Target::Base),
+    Ok(match &request.target {
+        WireTarget::Base => Some(Target::Base),
         WireTarget::Adapter { adapter_id, object, .. } => {
             let source = Source::Adapter { object: object.clone() };
             shared.adapters.remember(adapter_id, source);
-            Ok(Target::Adapter(adapter_id.clone()))
+            Some(Target::Adapter(adapter_id.clone()))
         }
-        WireTarget::Job { job_id } => job_target(shared, job_id).await,
-    }
+        // A job that trains here answers with what it published last.
+        WireTarget::Job { job_id } => {
+            let live = lock(&shared.running).get(job_id).is_some_and(|running| running.live);
+            live.then(|| Target::LiveJob(job_id.clone()))
+        }
+    })
 }
 
-/// A job that trains here answers with what it published last; a paused or waiting one with its
-/// newest resume point.
-async fn job_target(shared: &Shared, job_id: &str) -> Result<Target, Fault> {
-    let live = lock(&shared.running).get(job_id).map(|running| running.live);
-    if live == Some(true) {
-        return Ok(Target::LiveJob(job_id.to_owned()));
-    }
-    let points = shared.storage.db.jobs().resume_points(job_id).await.map_err(|error| {
-        tracing::warn!(job.id = job_id, %error, "reading resume points failed");
-        overloaded("the job's state cannot be read now")
-    })?;
+/// A paused or waiting job answers with its newest resume point.
+async fn saved_target(shared: &Shared, job_id: &str) -> Result<Target, Fault> {
+    let jobs = shared.storage.db.jobs();
+    let unread = || overloaded("the job's state cannot be read now; try again later");
+    let points = match timeout(ROWS_WITHIN, jobs.resume_points(job_id)).await {
+        Ok(Ok(points)) => points,
+        Ok(Err(error)) => {
+            tracing::warn!(job.id = job_id, %error, "reading resume points failed");
+            return Err(unread());
+        }
+        Err(_) => {
+            tracing::warn!(job.id = job_id, "the database does not answer");
+            return Err(unread());
+        }
+    };
     let Some(newest) = points.first() else {
         return Err(overloaded("the job is starting: it has no weights yet"));
     };

@@ -131,6 +131,60 @@ fn the_live_version_follows_the_steps_and_is_pinned_per_sequence() {
 }
 
 #[test]
+fn holding_a_job_anywhere_changes_nothing() {
+    let jobs = two_jobs();
+    let expected = jobs.each_ref().map(alone);
+    let hold = |held| Command::HoldJob("ftjob-a".to_owned(), held);
+    let mut rig = Rig::new(BASE);
+    rig.send(hold(true));
+    jobs.iter().for_each(|job| rig.start(job));
+    for steps in 0..4 {
+        rig.until(|rig| rig.steps("ftjob-a").len() >= steps);
+        rig.send(hold(true));
+        // An answer shows that the loop goes on; after two the micro-batch in flight is over.
+        let tokens: Vec<_> = (0..2)
+            .map(|_| {
+                let key = rig.chat(Target::LiveJob("ftjob-a".to_owned()), &[1, 2, 3], 40);
+                rig.tokens(key)
+            })
+            .collect();
+        let held = rig.steps("ftjob-a").len();
+        if steps == 3 {
+            let (steps, last) = finished(&mut rig, &jobs[1]);
+            assert!((steps, last) == expected[1], "the job beside it goes on");
+        }
+        let key = rig.chat(Target::LiveJob("ftjob-a".to_owned()), &[1, 2, 3], 40);
+        assert_eq!(rig.tokens(key), tokens[1], "its weights stay");
+        assert_eq!(rig.steps("ftjob-a").len(), held);
+        rig.send(hold(false));
+    }
+    assert!(finished(&mut rig, &jobs[0]) == expected[0]);
+}
+
+#[test]
+fn a_held_job_pauses_at_once_and_stops() {
+    let mut job = Job::new("ftjob-a", BASE, 4, &Module::ALL);
+    job.spec.training.n_epochs = 200;
+    job.validation = validation(5);
+    let mut rig = Rig::new(BASE);
+    for end in [Command::PauseJob as fn(String) -> Command, Command::StopJob] {
+        rig.news.clear();
+        rig.start(&job);
+        rig.until(|rig| rig.steps("ftjob-a").len() >= 2);
+        rig.send(Command::HoldJob("ftjob-a".to_owned(), true));
+        rig.send(end("ftjob-a".to_owned()));
+        let is_end = |news: &JobEvent| match news {
+            JobEvent::Snapshot(snapshot) => snapshot.purpose == Purpose::Pause,
+            news => *news == JobEvent::Stopped,
+        };
+        rig.until(|rig| rig.news_of("ftjob-a").last().is_some_and(is_end));
+        rig.send(Command::StopJob("ftjob-a".to_owned()));
+        rig.until(|rig| rig.news_of("ftjob-a").last() == Some(&JobEvent::Stopped));
+        rig.until(|rig| rig.gauges.residents().is_empty());
+    }
+}
+
+#[test]
 fn stopping_frees_everything_in_the_middle_of_a_step() {
     let mut tight = sizes();
     tight.slots = 3;
