@@ -3,7 +3,10 @@
 // Each test binary uses a part of this.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod cluster;
 pub mod processes;
+pub mod proxy;
+pub mod site;
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};

@@ -136,8 +136,8 @@ enum LoadError {
     Shape(#[from] crate::adapters::ShapeError),
 }
 
-/// Answers [`crate::engine::command::Event::NeedAdapter`]. While the store is away it is asked again
-/// for a while; only what waits for this adapter waits with it.
+/// Answers [`crate::engine::command::Event::NeedAdapter`]. While the store is away it is asked
+/// again for a while; only what waits for this adapter waits with it.
 pub async fn serve(shared: Arc<Shared>, key: String) {
     if !shared.adapters.begin(&key) {
         return;

@@ -36,13 +36,14 @@ pub struct Keeper<'a> {
     run: &'a Run,
     bell: Arc<Notify>,
     held: bool,
+    late: bool,
     pausing: bool,
 }
 
 impl<'a> Keeper<'a> {
     /// The keeper of a run; `bell` rings when the job's row may have changed.
     pub fn new(run: &'a Run, bell: Arc<Notify>) -> Self {
-        Self { run, bell, held: false, pausing: false }
+        Self { run, bell, held: false, late: false, pausing: false }
     }
 
     /// Keeps the lease until the run has to end.
@@ -111,18 +112,22 @@ impl<'a> Keeper<'a> {
 
     /// Whether the end of the lease's first two thirds is still to come, or to be acted on.
     fn may_end(&self) -> bool {
-        !self.held && self.run.has_started()
+        !self.late && self.run.has_started()
     }
 
     /// Tells the engine whether the job may train, where that has changed.
     async fn steer(&mut self) {
-        let firm = self.run.is_firm();
-        let held = !firm || lock(&self.run.outbox).is_full();
-        if held != self.held && self.run.has_started() {
+        if !self.run.has_started() {
+            return;
+        }
+        let late = !self.run.is_firm();
+        if late && !self.late {
+            tracing::warn!(job.id = self.run.id(), "training waits: the lease may be over");
+        }
+        self.late = late;
+        let held = late || lock(&self.run.outbox).is_full();
+        if held != self.held {
             self.held = held;
-            if held && !firm {
-                tracing::warn!(job.id = self.run.id(), "training waits: the lease may be over");
-            }
             let id = self.run.id().to_owned();
             self.run.shared.command(Command::HoldJob(id, held)).await;
         }

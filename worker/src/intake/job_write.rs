@@ -2,8 +2,8 @@
 //! fails is tried again, in order, until it is done or the run ends because the lease is lost.
 
 use super::job_run::{End, Run};
-use super::lock;
 use super::outbox::Saved;
+use super::{Shared, lock};
 use crate::adapters::layout::module_name;
 use crate::adapters::{AdapterLayout, peft};
 use crate::engine::command::Purpose;
@@ -13,6 +13,7 @@ use crate::train::resume::{self, ResumeState};
 use bytes::Bytes;
 use rand::RngExt;
 use rand::distr::Alphanumeric;
+use std::sync::Arc;
 use std::time::Duration;
 use storage::db::{JobWrite, NewAdapter, NewCheckpoint, NewFile, StatusChange, Written};
 use storage::ids::{IdKind, new_id};
@@ -230,13 +231,20 @@ pub async fn send(run: &Run, write: &JobWrite) -> bool {
         }
     };
     retry.done();
-    for key in pruned {
-        let removed = timeout(REMOVE_WITHIN, run.shared.storage.objects.delete(&key)).await;
-        if !matches!(removed, Ok(Ok(()))) {
-            tracing::warn!(job.id = run.id(), "an old object was not removed");
-        }
+    if !pruned.is_empty() {
+        tokio::spawn(remove(run.shared.clone(), pruned));
     }
     true
+}
+
+/// Removes objects; nobody waits for it.
+async fn remove(shared: Arc<Shared>, keys: Vec<ObjectKey>) {
+    for key in keys {
+        let removed = timeout(REMOVE_WITHIN, shared.storage.objects.delete(&key)).await;
+        if !matches!(removed, Ok(Ok(()))) {
+            tracing::warn!(?key, "an old object was not removed");
+        }
+    }
 }
 
 /// Gives the job back, so that another worker goes on at once.

@@ -3,42 +3,40 @@
 use super::job_check::{self, Checked};
 use super::job_run::{self, End, Run};
 use super::{Shared, lock};
-use futures::FutureExt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use storage::db::{Claim, Claimant};
 use tokio::task::JoinSet;
 
-/// Resume points of ended jobs that one look removes.
-const LEFTOVERS: u32 = 64;
-/// How often they are looked for.
-const SWEEP: Duration = Duration::from_secs(30);
 /// How long this worker leaves jobs alone after one could not be trained or checked here: others
 /// may have the room, or the store is away.
 const REST: Duration = Duration::from_secs(2);
+/// A look at the rows that took so long was an outage. What has lapsed meanwhile is left to its
+/// owners for a while: they renew as soon as the database answers.
+const SLOW: Duration = Duration::from_secs(1);
 /// Between two looks whether an earlier run of the same job is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Looks for work whenever the bell rings, and at intervals, until the worker drains and all it
 /// had begun is saved.
 pub async fn run(shared: Arc<Shared>) {
-    let mut sweep = tokio::time::interval(SWEEP);
     let mut desk = Desk {
         shared: shared.clone(),
         runs: JoinSet::new(),
+        held: Vec::new(),
         checks: JoinSet::new(),
         train_after: Instant::now(),
         check_after: Instant::now(),
     };
     loop {
-        if sweep.tick().now_or_never().is_some()
-            && let Err(error) = remove_leftovers(&shared).await
-        {
-            tracing::warn!(%error, "removing old resume points failed");
-        }
-        if let Err(error) = watch(&shared).await {
+        let began = Instant::now();
+        let watched = watch(&shared).await;
+        if let Err(error) = &watched {
             tracing::warn!(%error, "looking at claimed jobs failed");
+        }
+        if watched.is_err() || began.elapsed() > SLOW {
+            desk.train_after = Instant::now() + REST;
         }
         if let Err(error) = desk.look().await {
             tracing::warn!(%error, "looking for jobs failed");
@@ -60,20 +58,9 @@ pub async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Resume points of cancelled jobs have no owner left to remove them.
-async fn remove_leftovers(shared: &Shared) -> storage::Result<()> {
-    for key in shared.storage.db.jobs().take_leftover_resume_points(LEFTOVERS).await? {
-        shared.storage.objects.delete(&key).await?;
-    }
-    Ok(())
-}
-
 /// Rings for the runs whose row says something new: a nudge may be lost, and with it a wish of
 /// the client.
 async fn watch(shared: &Shared) -> storage::Result<()> {
-    if lock(&shared.running).is_empty() {
-        return Ok(());
-    }
     let held = shared.storage.db.jobs().held_by(&shared.options.worker_id).await?;
     for (id, running) in lock(&shared.running).iter() {
         let row = held.iter().find(|row| row.id == *id && row.attempt == running.attempt);
@@ -111,6 +98,7 @@ enum Step {
 struct Desk {
     shared: Arc<Shared>,
     runs: JoinSet<Step>,
+    held: Vec<Weak<Run>>,
     /// At most one: whoever checks files still takes jobs to train.
     checks: JoinSet<Step>,
     train_after: Instant,
@@ -130,8 +118,14 @@ impl Desk {
         self.drains() && self.runs.is_empty() && self.checks.is_empty()
     }
 
-    fn has_room(&self) -> bool {
-        self.runs.len() < self.shared.options.max_jobs
+    /// Whether a job may be taken to train. Not while a lease of this worker may have lapsed: the
+    /// job would be taken from its own run.
+    fn may_train(&self) -> bool {
+        let lapsed = |held: &Weak<Run>| held.upgrade().is_some_and(|run| !run.is_firm());
+        !self.drains()
+            && self.runs.len() < self.shared.options.max_jobs
+            && Instant::now() >= self.train_after
+            && !self.held.iter().any(lapsed)
     }
 
     fn drains(&self) -> bool {
@@ -149,12 +143,15 @@ impl Desk {
         {
             self.checks.spawn(check(shared.clone(), claim, asked));
         }
-        while !self.drains() && self.has_room() && Instant::now() >= self.train_after {
+        while self.may_train() {
             let asked = Instant::now();
             let Some(claim) = jobs.claim_training(&claimant, lease_ms(&shared)).await? else {
                 break;
             };
-            self.runs.spawn(train(Run::new(shared.clone(), claim, asked)));
+            let run = Arc::new(Run::new(shared.clone(), claim, asked));
+            self.held.retain(|held| held.strong_count() > 0);
+            self.held.push(Arc::downgrade(&run));
+            self.runs.spawn(train(run));
         }
         Ok(())
     }
@@ -168,7 +165,7 @@ async fn pass_on(shared: &Shared, job: &str) {
 }
 
 /// Trains a claimed job as far as this worker goes with it.
-async fn train(run: Run) -> Step {
+async fn train(run: Arc<Run>) -> Step {
     let shared = &run.shared;
     let (news, bell) = loop {
         match shared.open_run(&run.claim) {

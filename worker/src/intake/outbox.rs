@@ -15,7 +15,7 @@ const WRITE_EVENTS: usize = 256;
 const EVENTS: usize = 4096;
 /// States that are to be listed, with the one being stored, that may wait before training does:
 /// each is three times an adapter in f32.
-const STATES: usize = 2;
+const STATES: usize = 3;
 
 /// The row of a notice.
 pub fn event(notice: &JobNotice) -> NewEvent {
@@ -192,8 +192,11 @@ mod tests {
         outbox.step(step(6));
         assert!(!outbox.is_full(), "resume points alone never fill it");
         outbox.save(state(Purpose::Epoch, 6));
-        assert!(outbox.is_full(), "one is being stored, one waits to be listed");
         outbox.save(state(Purpose::Resume, 7));
+        assert!(!outbox.is_full());
+        outbox.save(state(Purpose::Epoch, 8));
+        assert!(outbox.is_full(), "one is being stored, two wait to be listed");
+        outbox.save(state(Purpose::Resume, 9));
         assert_eq!((first.trained_tokens, first.csv.lines().count()), (10, 2));
         outbox.stored();
         assert!(!outbox.is_full());
@@ -206,7 +209,9 @@ mod tests {
         assert_eq!(keys(outbox.next_write(Some(epoch.mark))), [2, 3, 4, 5, 6], "7 comes after it");
         assert_eq!(keys(outbox.next_write(Some(epoch.mark))), [0; 0]);
         assert_eq!(keys(outbox.next_write(None)), [7]);
-        assert_eq!(outbox.next_state().map(|saved| saved.snapshot.step), Some(7));
+        for step in [8, 9] {
+            assert_eq!(outbox.next_state().map(|saved| saved.snapshot.step), Some(step));
+        }
         assert!(outbox.next_state().is_none() && !outbox.is_full());
     }
 
