@@ -241,7 +241,9 @@ impl ApiError {
                 ApiError::bad("context_length_exceeded", param, &refusal.message)
             }
             RefusalKind::ModelNotFound => ApiError::model_not_found(model),
-            RefusalKind::Overloaded => ApiError::overloaded(&refusal.message),
+            RefusalKind::Overloaded | RefusalKind::Unavailable => {
+                ApiError::overloaded(&refusal.message)
+            }
             RefusalKind::Internal => ApiError::internal(&refusal.message),
         }
     }

@@ -340,8 +340,10 @@ mod tests {
         let full = Update::Failed(refusal(RefusalKind::Overloaded));
         assert_eq!(flight.receive(0, full), Effect::PlaceAgain);
         flight.next_attempt();
-        let invalid = refusal(RefusalKind::Invalid);
-        assert_eq!(flight.receive(1, Update::Failed(invalid.clone())), Effect::Fail(invalid));
+        for kind in [RefusalKind::Invalid, RefusalKind::Unavailable] {
+            let last = refusal(kind);
+            assert_eq!(flight.receive(1, Update::Failed(last.clone())), Effect::Fail(last));
+        }
     }
 
     /// Random drops, repeats, delays and worker changes: what is delivered is always a prefix of

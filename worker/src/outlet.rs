@@ -126,6 +126,7 @@ fn update(shared: &Shared, output: &Output) -> Update {
                 FaultKind::ContextLength => RefusalKind::ContextLength,
                 FaultKind::ModelNotFound => RefusalKind::ModelNotFound,
                 FaultKind::Overloaded => RefusalKind::Overloaded,
+                FaultKind::Unavailable => RefusalKind::Unavailable,
                 FaultKind::Internal => RefusalKind::Internal,
             },
             message: fault.message.clone(),

@@ -41,9 +41,9 @@ pub use events::{EventRow, EventType, Events, Level, NewEvent, event_kind};
 pub use files::{FileDeleted, FileRow, Files, NewFile};
 pub use idempotency::{Idempotency, Inserted};
 pub use jobs::{
-    AdapterRef, By, Claim, Claimant, Held, Intent, JobCreated, JobError, JobRow, JobStatus, JobWrite,
-    Jobs, MetadataFilter, NewJob, Progress, Renewed, ResumePointRow, StatusChange, Transition,
-    Written, may_change,
+    AdapterRef, By, Claim, Claimant, Held, Intent, JobCreated, JobError, JobRow, JobStatus,
+    JobWrite, Jobs, MetadataFilter, NewJob, Progress, Renewed, ResumePointRow, StatusChange,
+    Transition, Written, may_change,
 };
 pub use keys::{Caller, KeyRow, Keys, Role};
 pub use leftovers::Leftovers;

@@ -226,8 +226,10 @@ pub enum RefusalKind {
     ContextLength,
     /// 404 `model_not_found`: the adapter or job is gone.
     ModelNotFound,
-    /// 503: full, draining, or the adapter could not be fetched in time.
+    /// 503: full, draining, or nothing to answer with yet; another worker may take the request.
     Overloaded,
+    /// 503: a store that all workers share did not give what the request needs in time.
+    Unavailable,
     /// 500: a fault here; logged with the request id.
     Internal,
 }

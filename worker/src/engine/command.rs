@@ -152,6 +152,8 @@ pub enum FaultKind {
     ModelNotFound,
     /// No room now.
     Overloaded,
+    /// What it needs cannot be had now, here or elsewhere.
+    Unavailable,
     /// A fault here.
     Internal,
 }

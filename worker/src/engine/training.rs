@@ -200,9 +200,7 @@ impl Training {
         let other = if self.last_kind == Kind::Train { Kind::Evaluate } else { Kind::Train };
         let kind = [other, self.last_kind].into_iter().find(|kind| {
             self.jobs.values().any(|job| {
-                job.is_ready()
-                    && job.trainer.kind() == *kind
-                    && job.trainer.due().next().is_some()
+                job.is_ready() && job.trainer.kind() == *kind && job.trainer.due().next().is_some()
             })
         })?;
         self.last_kind = kind;

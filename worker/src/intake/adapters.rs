@@ -150,14 +150,19 @@ pub async fn serve(shared: Arc<Shared>, key: String) {
         Ok(weights) => Command::AdapterReady(key, weights),
         Err(error) => {
             tracing::warn!(adapter.id = key, %error, "an adapter could not be loaded");
-            let message = match error {
-                LoadError::Away => format!(
-                    "the weights of '{key}' cannot be loaded now: the object store does not \
-                     answer; try again later"
-                ),
-                _ => format!("the weights of '{key}' cannot be loaded now"),
+            let (kind, message) = match error {
+                LoadError::Away => {
+                    let message = format!(
+                        "the weights of '{key}' cannot be loaded now: the object store does not \
+                         answer; try again later"
+                    );
+                    (FaultKind::Unavailable, message)
+                }
+                _ => {
+                    (FaultKind::Overloaded, format!("the weights of '{key}' cannot be loaded now"))
+                }
             };
-            let fault = Fault { kind: FaultKind::Overloaded, message, param: None };
+            let fault = Fault { kind, message, param: None };
             Command::AdapterFailed(key, fault)
         }
     };

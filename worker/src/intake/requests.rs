@@ -155,7 +155,11 @@ fn known_target(shared: &Shared, request: &Request) -> Result<Option<Target>, Fa
 /// A paused or waiting job answers with its newest resume point.
 async fn saved_target(shared: &Shared, job_id: &str) -> Result<Target, Fault> {
     let jobs = shared.storage.db.jobs();
-    let unread = || overloaded("the job's state cannot be read now; try again later");
+    let unread = || Fault {
+        kind: FaultKind::Unavailable,
+        message: "the job's state cannot be read now; try again later".to_owned(),
+        param: None,
+    };
     let points = match timeout(ROWS_WITHIN, jobs.resume_points(job_id)).await {
         Ok(Ok(points)) => points,
         Ok(Err(error)) => {
