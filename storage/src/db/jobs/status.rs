@@ -67,8 +67,8 @@ impl JobStatus {
 }
 
 /// The whole state machine. An owner "moving" a job to the state it is in means writing about it
-/// (events, progress); a claimant doing so means taking over from a lapsed lease. A claimant fails a
-/// job that has ended worker after worker.
+/// (events, progress); a claimant doing so means taking over from a lapsed lease. A claimant fails
+/// a job that has ended worker after worker.
 pub fn may_change(from: JobStatus, to: JobStatus, by: By) -> bool {
     use JobStatus::*;
     match by {
