@@ -297,7 +297,7 @@ impl World {
         let now = instant(self.now);
         let Some(run) = self.workers[index].runs.get_mut(job) else { return };
         let Doing::Writing(write, _) = &run.doing else { return };
-        run.held = !run.hold.is_firm(now);
+        run.held = !run.hold.is_sure(now);
         if !run.held {
             let op = Op::Write(run.claim.clone(), write.clone());
             self.ask(index, job, op);
