@@ -65,7 +65,7 @@ impl Server {
     /// Stops taking requests, saves jobs, lets open requests end, ends.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         let _ = self.stop.send(());
-        self.worker.drain().await;
+        self.worker.save_jobs().await;
         self.gateway.await??;
         self.worker.stop().await;
         Ok(())

@@ -38,6 +38,8 @@ pub struct GatewayConfig {
     pub keep_alive: Duration,
     /// How long `pause` waits for the job to be saved before it shows the row as it is.
     pub pause_wait: Duration,
+    /// How long an operator's move of an adapter or job may take before it is said to fail.
+    pub move_wait: Duration,
     /// Limits per organization; none by default.
     pub rate_limits: RateLimits,
     /// Pinned adapters per organization: pins take device memory from everybody.
@@ -86,6 +88,7 @@ impl Default for GatewayConfig {
             replacement_timeout: Duration::from_secs(15),
             keep_alive: Duration::from_secs(10),
             pause_wait: Duration::from_secs(30),
+            move_wait: Duration::from_secs(30),
             rate_limits: RateLimits::default(),
             pinned_adapters_max: 8,
             dpo: false,

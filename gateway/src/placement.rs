@@ -1,6 +1,6 @@
 //! Which worker gets a request: a pure function of presence. Among the live workers of the base,
-//! one that holds the adapter and has room; else the less loaded of two drawn at random, so that
-//! gateways with the same picture do not all pick the same worker.
+//! those that hold the adapter and have room come first, and of equals the less loaded of two drawn
+//! at random, so that gateways with the same picture do not all pick the same worker.
 
 use rand::{Rng, RngExt};
 use storage::queue::message::{PROTOCOL_VERSION, Target, WorkerPresence};
@@ -16,7 +16,7 @@ pub struct Wish<'a> {
     pub target: &'a Target,
     /// Worker that owns the job, for a request on live weights.
     pub owner: Option<&'a str>,
-    /// Worker that just failed the request: the last choice.
+    /// Worker that just failed the request, or handed it over: the last choice.
     pub avoid: Option<&'a str>,
 }
 
@@ -27,25 +27,32 @@ pub fn candidates<'a>(
     rng: &mut impl Rng,
 ) -> Vec<&'a WorkerPresence> {
     let fits = |worker: &&WorkerPresence| {
-        worker.base == wish.base
-            && !worker.draining
-            && worker.protocol.contains(&PROTOCOL_VERSION)
-            && wish.base_fingerprint.is_none_or(|print| print == worker.base_fingerprint)
+        serves(worker, wish.base, wish.base_fingerprint) && !worker.draining
     };
-    let mut order: Vec<&WorkerPresence> = workers.iter().filter(fits).collect();
-    order.sort_by_key(|worker| load(worker));
-    if order.len() > 1 {
-        let one = rng.random_range(0..order.len());
-        let two = rng.random_range(0..order.len());
-        // Sorted by load: the lower place is the less loaded of the two.
-        let better = order.remove(one.min(two));
-        order.insert(0, better);
-    }
-    order.sort_by_key(|worker| {
+    let rank = |worker: &&WorkerPresence| {
         let avoided = wish.avoid == Some(worker.worker_id.as_str());
         (avoided, distance(worker, wish))
-    });
+    };
+    let mut order: Vec<&WorkerPresence> = workers.iter().filter(fits).collect();
+    order.sort_by_key(|worker| (rank(worker), load(worker)));
+    for equals in order.chunk_by_mut(|one, two| rank(one) == rank(two)) {
+        let [one, two] = [(); 2].map(|()| rng.random_range(0..equals.len()));
+        // Sorted by load: the lower place is the less loaded of the two.
+        equals[..=one.min(two)].rotate_right(1);
+    }
     order
+}
+
+/// Whether a worker speaks our protocol and runs the base, with the weights that are meant.
+pub fn serves(worker: &WorkerPresence, base: &str, fingerprint: Option<&str>) -> bool {
+    worker.base == base
+        && worker.protocol.contains(&PROTOCOL_VERSION)
+        && fingerprint.is_none_or(|print| print == worker.base_fingerprint)
+}
+
+/// The least loaded of some workers.
+pub fn least_loaded(workers: impl Iterator<Item = WorkerPresence>) -> Option<WorkerPresence> {
+    workers.min_by_key(load)
 }
 
 /// Requests first, then the share of blocks in use in thousandths.
@@ -54,22 +61,23 @@ fn load(worker: &WorkerPresence) -> (u32, u64) {
     (worker.requests, used * 1000 / u64::from(worker.total_blocks.max(1)))
 }
 
-/// How far the wanted weights are from running: 0 at hand and with room, 1 in host memory, 2 not
-/// there.
+/// How far the wanted weights are from running: 0 at hand and with room, 1 in host memory and with
+/// room, 2 not there or without room. The base is at hand everywhere.
 fn distance(worker: &WorkerPresence, wish: &Wish<'_>) -> u8 {
+    let has_room = worker.free_blocks > 0;
     let id = match wish.target {
-        Target::Base => return 0,
+        Target::Base => return if has_room { 0 } else { 2 },
         Target::Adapter { adapter_id, .. } => adapter_id,
         Target::Job { job_id } => job_id,
     };
     if wish.owner == Some(worker.worker_id.as_str()) {
         return 0;
     }
-    let has_room = worker.free_blocks > 0;
-    match worker.adapters.iter().find(|adapter| adapter.id == *id) {
-        Some(adapter) if adapter.on_device && has_room => 0,
-        Some(_) if has_room => 1,
-        _ => 2,
+    match worker.holds(id) {
+        _ if !has_room => 2,
+        true => 0,
+        false if worker.adapters.iter().any(|adapter| adapter.id == *id) => 1,
+        false => 2,
     }
 }
 
@@ -99,7 +107,12 @@ mod tests {
     }
 
     fn holding(mut worker: WorkerPresence, id: &str, on_device: bool) -> WorkerPresence {
-        worker.adapters.push(ResidentAdapter { id: id.to_owned(), on_device, requests: 0 });
+        worker.adapters.push(ResidentAdapter {
+            id: id.to_owned(),
+            version: None,
+            on_device,
+            requests: 0,
+        });
         worker
     }
 
@@ -129,6 +142,33 @@ mod tests {
         }
         workers[2].free_blocks = 0;
         assert_eq!(order(&workers, &wish(&adapter()), 1)[0], "host");
+    }
+
+    #[test]
+    fn of_many_holders_the_less_loaded_of_two_comes_first() {
+        let mut workers: Vec<_> = (0..3)
+            .map(|i| holding(worker(&format!("w{i}"), 5 + i), "adp-1", true))
+            .chain([worker("idle", 0), worker("busy", 9)])
+            .collect();
+        let mut first = [0; 3];
+        for seed in 0..300 {
+            let order = order(&workers, &wish(&adapter()), seed);
+            first[order[0][1..].parse::<usize>().unwrap()] += 1;
+            let mut holders = order[..3].to_vec();
+            holders.sort();
+            assert_eq!(holders, ["w0", "w1", "w2"], "before all others");
+        }
+        assert!(first[0] > first[1] && first[1] > first[2] && first[2] > 0, "{first:?}");
+        for holder in &mut workers[..3] {
+            holder.free_blocks = 0;
+        }
+        // Without room a holder is no better than another; the load decides.
+        let best: Vec<_> =
+            (0..50).map(|s| order(&workers, &wish(&adapter()), s).remove(0)).collect();
+        assert!(best.iter().any(|id| id == "idle"), "{best:?}");
+        assert!(
+            order(&workers, &wish(&Target::Base), 1)[..2].iter().all(|id| !id.starts_with('w'))
+        );
     }
 
     #[test]

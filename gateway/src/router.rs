@@ -15,7 +15,7 @@ use crate::body::drain_after_refusal;
 use crate::border::{authenticate, cors, no_route, panicked, stamp, wrong_method};
 use crate::gateway::Gateway;
 use crate::routes::{
-    adapters, chat, completions, files, health, job_history, jobs, models, workers,
+    adapters, chat, completions, files, health, job_history, jobs, migration, models, workers,
 };
 
 /// Every route.
@@ -45,6 +45,8 @@ fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(adapters::export_adapter))
         .routes(routes!(adapters::pin_adapter))
         .routes(routes!(adapters::unpin_adapter))
+        .routes(routes!(migration::migrate_adapter))
+        .routes(routes!(migration::evict_adapter))
         // Operation
         .routes(routes!(workers::list_workers))
         .routes(routes!(health::alive))

@@ -120,6 +120,7 @@ fn update(shared: &Shared, output: &Output) -> Update {
                 Finish::Length => WireFinish::Length,
             }),
         },
+        Output::Moved => Update::Moved,
         Output::Failed(fault) => Update::Failed(Refusal {
             kind: match fault.kind {
                 FaultKind::Invalid => RefusalKind::Invalid,

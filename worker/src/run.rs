@@ -2,9 +2,9 @@
 
 use crate::base::{BaseConfig, BaseFiles, BaseWeights};
 use crate::engine::Engine;
-use crate::engine::command::Command;
+use crate::engine::command::{Command, Leaving};
 use crate::engine::gauges::Gauges;
-use crate::intake::{Bounds, Shared, adapters::Adapters, jobs, lock, presence, requests};
+use crate::intake::{Bounds, Shared, adapters, adapters::Adapters, drain, inbox, jobs, presence};
 use crate::model::Model;
 use crate::options::WorkerOptions;
 use crate::outlet;
@@ -13,29 +13,33 @@ use crate::text::{ChatTemplate, Text, Tokenizer};
 use anyhow::{Context, bail};
 use kernels::Device;
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use storage::Storage;
 use storage::db::NewBase;
+use storage::queue::Inbox;
 use tokio::sync::{Notify, mpsc};
 
 /// Commands that wait for the engine; it takes them all between two steps.
 const COMMANDS: usize = 1024;
 /// Events that wait for the outlet.
 const EVENTS: usize = 1024;
-/// How long a stopping worker waits for its jobs to be saved.
-const DRAIN_WAIT: Duration = Duration::from_secs(20);
+/// Adapters that wait to be loaded before their requests come.
+const WANTED: usize = 256;
 
 /// A running worker.
 pub struct Worker {
     plan: MemoryPlan,
     shared: Arc<Shared>,
     engine: JoinHandle<()>,
-    outlet: tokio::task::JoinHandle<Option<String>>,
-    jobs: tokio::task::JoinHandle<()>,
+    outlet: Task<Option<String>>,
+    inbox: Task<Inbox>,
+    presence: Task<()>,
+    jobs: Task<()>,
 }
+
+type Task<T> = tokio::task::JoinHandle<T>;
 
 impl Worker {
     /// Loads the base and starts serving. Registers the base; a base of the same name with other
@@ -63,6 +67,7 @@ impl Worker {
             Bounds { arena_rows: sizes.arena_rows, arena_rank_rows: sizes.arena_rank_rows };
         let (commands, command_reader) = mpsc::channel(COMMANDS);
         let (events, event_reader) = mpsc::channel(EVENTS);
+        let (wanted, wanted_reader) = mpsc::channel(WANTED);
         let gauges = Arc::new(Gauges::default());
         let shared = Arc::new(Shared {
             adapters: Adapters::new(options.host_cache_bytes),
@@ -74,6 +79,10 @@ impl Worker {
             running: Mutex::new(HashMap::new()),
             job_bell: Notify::new(),
             draining: false.into(),
+            told_to_drain: Notify::new(),
+            closing: Notify::new(),
+            wanted,
+            moved: Mutex::default(),
             options,
             storage,
             text,
@@ -102,11 +111,16 @@ impl Worker {
         loaded.await.context("the engine thread ended while it loaded the base")??;
 
         let inbox = shared.storage.queue.open_inbox(presence::of(&shared)).await?;
-        let outlet = tokio::spawn(outlet::run(shared.clone(), event_reader));
-        tokio::spawn(requests::run(shared.clone(), inbox));
-        tokio::spawn(presence::run(shared.clone()));
-        let jobs = tokio::spawn(jobs::run(shared.clone()));
-        Ok(Self { plan, shared, engine, outlet, jobs })
+        tokio::spawn(adapters::preload(shared.clone(), wanted_reader));
+        Ok(Self {
+            plan,
+            engine,
+            outlet: tokio::spawn(outlet::run(shared.clone(), event_reader)),
+            inbox: tokio::spawn(inbox::run(shared.clone(), inbox)),
+            presence: tokio::spawn(presence::run(shared.clone())),
+            jobs: tokio::spawn(jobs::run(shared.clone())),
+            shared,
+        })
     }
 
     /// Where its device memory went.
@@ -128,24 +142,52 @@ impl Worker {
         }
     }
 
-    /// Takes no new work; jobs are saved and given back. Requests in flight go on.
-    pub async fn drain(&mut self) {
-        self.shared.draining.store(true, Relaxed);
-        self.shared.job_bell.notify_one();
-        for running in lock(&self.shared.running).values() {
-            running.bell.notify_one();
-        }
-        if tokio::time::timeout(DRAIN_WAIT, &mut self.jobs).await.is_err() {
-            tracing::warn!("not all jobs could be saved; others go on from their resume points");
-        }
+    /// Waits until somebody tells this worker to drain, through its inbox.
+    pub fn told_to_drain(&self) -> impl Future<Output = ()> + use<> {
+        let shared = self.shared.clone();
+        async move { shared.told_to_drain.notified().await }
     }
 
-    /// Ends the engine, and with it whatever still runs.
+    /// Takes no new work; jobs are saved and given back. Requests in flight go on.
+    pub async fn save_jobs(&mut self) {
+        drain::begin(&self.shared).await;
+        drain::save_jobs(&self.shared, &mut self.jobs).await;
+    }
+
+    /// The same, and requests are handed over to other workers; those that none can take yet have
+    /// `grace` to end by themselves.
+    pub async fn drain(&mut self, grace: Duration) {
+        drain::begin(&self.shared).await;
+        tokio::join!(
+            drain::save_jobs(&self.shared, &mut self.jobs),
+            drain::hand_over(&self.shared, grace)
+        );
+    }
+
+    /// Ends the engine. Whatever still runs is handed over: presence is taken back last, when all
+    /// that came is answered.
     pub async fn stop(self) {
+        self.shared.closing.notify_one();
+        let inbox = self.inbox.await;
+        self.shared.command(Command::HandOver(Leaving::All)).await;
         self.shared.command(Command::Shutdown).await;
         let engine = self.engine;
-        if tokio::task::spawn_blocking(move || engine.join()).await.is_err() {
+        let ended = tokio::task::spawn_blocking(move || engine.join()).await;
+        if !matches!(ended, Ok(Ok(()))) {
             tracing::error!("the engine thread did not end well");
+        }
+        // It ends when it has sent what the engine said last, unless a fault had ended it.
+        if !self.outlet.is_finished()
+            && let Err(error) = self.outlet.await
+        {
+            tracing::error!(%error, "not all answers were sent");
+        }
+        // Its next word must not come after the end of presence.
+        self.presence.abort();
+        let _ = self.presence.await;
+        match inbox {
+            Ok(inbox) => inbox.close().await,
+            Err(error) => tracing::error!(%error, "the inbox was not read to its end"),
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::wire::request::ImportForm;
 const CONFIG_BYTES_MAX: usize = 1 << 20;
 
 /// Where the nearest copy of an adapter lies.
-fn residency(workers: &[WorkerPresence], id: &str) -> &'static str {
+pub(super) fn residency(workers: &[WorkerPresence], id: &str) -> &'static str {
     let copies = workers.iter().flat_map(|worker| &worker.adapters).filter(|copy| copy.id == id);
     match copies.map(|copy| copy.on_device).max() {
         Some(true) => "device",

@@ -9,6 +9,7 @@ pub mod health;
 mod infer;
 pub mod job_history;
 pub mod jobs;
+pub mod migration;
 pub mod models;
 pub mod workers;
 

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 use storage::db::AdapterRow;
+use storage::queue::message::WorkerPresence;
 use utoipa::ToSchema;
+
+use crate::wire::job::FineTuningJob;
 
 /// `adapter`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -32,6 +35,9 @@ pub struct AdapterObject {
     pub fine_tuning_job_id: Option<String>,
     /// Nearest copy: `device`, `host` or `object_store`.
     pub residency: &'static str,
+    /// Where its copies lie; in replies to operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<Vec<CopyObject>>,
     /// Kept on the device.
     pub pinned: bool,
     /// Unix seconds.
@@ -56,9 +62,45 @@ impl AdapterObject {
             version: row.version,
             fine_tuning_job_id: row.job,
             residency,
+            workers: None,
             pinned: row.pinned,
             created_at: row.created_at,
             last_used_at: row.last_used_at,
         }
     }
+
+    /// With the workers that hold it.
+    pub fn on(mut self, workers: &[WorkerPresence]) -> AdapterObject {
+        let copies = workers.iter().flat_map(|worker| {
+            let own = worker.adapters.iter().filter(|copy| copy.id == self.id);
+            own.map(|copy| CopyObject {
+                worker: worker.worker_id.clone(),
+                residency: if copy.on_device { "device" } else { "host" },
+                requests: copy.requests,
+            })
+        });
+        self.workers = Some(copies.collect());
+        self
+    }
+}
+
+/// A copy of an adapter on a worker.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct CopyObject {
+    /// Its worker.
+    pub worker: String,
+    /// `device` or `host`.
+    pub residency: &'static str,
+    /// Sequences that read it now.
+    pub requests: u32,
+}
+
+/// What was moved.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Migrated {
+    /// An adapter.
+    Adapter(AdapterObject),
+    /// A running job.
+    Job(Box<FineTuningJob>),
 }

@@ -32,6 +32,8 @@ pub struct WorkerObject {
     pub object: &'static str,
     /// Base model name.
     pub base: String,
+    /// Fingerprint of its base's weights and tokenizer.
+    pub base_fingerprint: String,
     /// Device in words.
     pub device: String,
     /// Requests waiting or running.
@@ -58,6 +60,9 @@ pub struct WorkerObject {
 pub struct ResidentObject {
     /// `adp-…` or `ftjob-…`.
     pub id: String,
+    /// Optimizer steps that a job's weights have seen; an `adp-…` id is one version itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
     /// `device` or `host`.
     pub residency: &'static str,
     /// Requests using it now.
@@ -70,6 +75,7 @@ impl WorkerObject {
         let resident_adapters = presence.adapters.len();
         let show = |adapter: storage::queue::message::ResidentAdapter| ResidentObject {
             id: adapter.id,
+            version: adapter.version,
             residency: if adapter.on_device { "device" } else { "host" },
             requests: adapter.requests,
         };
@@ -77,6 +83,7 @@ impl WorkerObject {
             id: presence.worker_id,
             object: "worker",
             base: presence.base,
+            base_fingerprint: presence.base_fingerprint,
             device: presence.device,
             requests: presence.requests,
             free_blocks: presence.free_blocks,

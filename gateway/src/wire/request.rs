@@ -282,6 +282,22 @@ pub struct TrainingSettings {
     pub checkpoint_every_steps: Option<i64>,
 }
 
+/// Body of `POST /v1/adapters/{adapter}/migrate`.
+#[derive(ToSchema)]
+pub struct MigrateRequest {
+    /// Worker to move to; by default the least loaded one of the base that does not hold it.
+    pub to: Option<String>,
+    /// Worker to move from; by default all others that hold it.
+    pub from: Option<String>,
+}
+
+/// Body of `POST /v1/adapters/{adapter}/evict`.
+#[derive(ToSchema)]
+pub struct EvictRequest {
+    /// Worker to evict it from; by default all.
+    pub worker: Option<String>,
+}
+
 /// Form of `POST /v1/files`.
 #[derive(ToSchema)]
 pub struct UploadForm {

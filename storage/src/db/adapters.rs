@@ -131,6 +131,17 @@ impl Adapters<'_> {
         self.one("(id = $2 OR model = $2)", org, id_or_model).await
     }
 
+    /// By id or model name, whoever it belongs to: for operators.
+    pub async fn of_anyone(&self, id_or_model: &str) -> Result<Option<AdapterRow>> {
+        let row = sqlx::query(super::sql(format!(
+            "SELECT {COLUMNS} FROM adapters WHERE deleted_at IS NULL AND (id = $1 OR model = $1)"
+        )))
+        .bind(id_or_model)
+        .fetch_optional(&self.db.pool)
+        .await?;
+        row.as_ref().map(read).transpose()
+    }
+
     async fn one(&self, which: &str, org: &str, name: &str) -> Result<Option<AdapterRow>> {
         let row = sqlx::query(super::sql(format!(
             "SELECT {COLUMNS} FROM adapters WHERE org = $1 AND deleted_at IS NULL AND {which}"

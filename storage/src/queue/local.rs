@@ -181,7 +181,7 @@ impl Queue for LocalQueue {
             let message = end.recv().await?;
             Some((message, (end, entry)))
         });
-        Ok(Inbox { messages: messages.boxed() })
+        Ok(Inbox { messages: messages.boxed(), closed: None })
     }
 
     async fn refresh(&self, presence: WorkerPresence) -> Result<()> {

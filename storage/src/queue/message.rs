@@ -173,6 +173,30 @@ pub enum ToWorker {
         /// Which job.
         job_id: String,
     },
+    /// Have an adapter's weights on the device before requests come, if there is room beside
+    /// what is in use.
+    Load {
+        /// Row id, `adp-…`.
+        adapter_id: String,
+        /// Object key of its folder of PEFT files.
+        object: String,
+    },
+    /// Let go of an adapter: the copies on the device and in host memory.
+    Evict {
+        /// Row id, `adp-…`.
+        adapter_id: String,
+        /// Its requests are handed over; else they finish first.
+        hand_over: bool,
+    },
+    /// Save a job at its next step boundary and leave it to another worker.
+    MoveJob {
+        /// Which job.
+        job_id: String,
+        /// The worker to hear of it first; none: all.
+        to: Option<String>,
+    },
+    /// Take no new work, hand over what runs, and end, as on SIGTERM.
+    Drain,
 }
 
 /// Why a choice ended.
@@ -302,7 +326,7 @@ pub struct WorkerPresence {
     pub base_fingerprint: String,
     /// Device in words.
     pub device: String,
-    /// Adapters with weights on the device or in host memory: (adapter or job id, place).
+    /// Adapters with weights on the device or in host memory.
     pub adapters: Vec<ResidentAdapter>,
     /// Requests waiting or running.
     pub requests: u32,
@@ -318,11 +342,21 @@ pub struct WorkerPresence {
     pub draining: bool,
 }
 
+impl WorkerPresence {
+    /// Whether an adapter, or a job's published weights, lie on its device.
+    pub fn holds(&self, id: &str) -> bool {
+        self.adapters.iter().any(|adapter| adapter.on_device && adapter.id == id)
+    }
+}
+
 /// Where an adapter's weights lie on a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResidentAdapter {
     /// `adp-…` or `ftjob-…`.
     pub id: String,
+    /// Optimizer steps that a job's weights have seen; an `adp-…` id is one version itself.
+    #[serde(default)]
+    pub version: Option<u64>,
     /// On the device (else host memory).
     pub on_device: bool,
     /// Requests using it now.

@@ -15,6 +15,7 @@ use futures::{FutureExt, StreamExt};
 pub use self::redis::{RedisOptions, RedisQueue};
 pub use local::{LocalQueue, QueueLimits};
 use message::{Request, ToWorker, TokenMessage, WorkerPresence};
+use tokio::sync::oneshot;
 
 /// Outcome of placing a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub trait Queue: Send + Sync + 'static {
     /// Puts a request into a worker's inbox; never waits for room.
     async fn place(&self, worker_id: &str, request: Request) -> crate::Result<Placed>;
 
-    /// Sends a cancel or nudge past the requests; never lost to a full inbox (it waits instead).
+    /// Sends a control message past the requests; never lost to a full inbox (it waits instead).
     /// A cancel of a request that still waits in the inbox removes it: the worker sees neither.
     async fn control(&self, worker_id: &str, message: ToWorker) -> crate::Result<Controlled>;
 
@@ -116,6 +117,8 @@ impl fmt::Debug for TokenReceiver {
 /// A worker's inbox. Dropping it ends the worker's presence.
 pub struct Inbox {
     messages: BoxStream<'static, ToWorker>,
+    /// Comes, or is dropped, when the presence is taken back.
+    closed: Option<oneshot::Receiver<()>>,
 }
 
 impl Inbox {
@@ -123,6 +126,17 @@ impl Inbox {
     /// Nothing is lost when the wait is given up.
     pub async fn recv(&mut self) -> Option<ToWorker> {
         self.messages.next().await
+    }
+
+    /// Ends the worker's presence and waits until nobody sees it any more, or the queue is away
+    /// and it runs out.
+    pub async fn close(self) {
+        let Self { messages, closed } = self;
+        drop(messages);
+        if let Some(closed) = closed {
+            // A dropped sender says the same.
+            let _ = closed.await;
+        }
     }
 
     /// The next message if one lies in this process: over Redis none may, where

@@ -49,6 +49,8 @@ async fn an_adapter_is_its_organizations_alone(rig: Rig) {
         assert_eq!(adapters.delete(OTHER, name).await.expect("reads"), AdapterDeleted::NotFound);
         assert_eq!(adapters.set_pinned(OTHER, name, true).await.expect("reads"), None);
     }
+    assert_eq!(adapters.of_anyone(&row.id).await.expect("reads"), Some(row.clone()));
+    assert_eq!(adapters.of_anyone("ft:mine").await.expect("reads"), Some(row.clone()));
     assert_eq!(rig.db.resolve(OTHER, "ft:mine").await.expect("reads"), None);
     assert!(adapters.names_of(OTHER).await.expect("lists").is_empty());
 
@@ -56,6 +58,7 @@ async fn an_adapter_is_its_organizations_alone(rig: Rig) {
     assert!(matches!(deleted, AdapterDeleted::Deleted(gone) if gone.object == row.object));
     assert_eq!(adapters.delete(ORG, "ft:mine").await.expect("reads"), AdapterDeleted::NotFound);
     assert_eq!(adapters.by_model(ORG, "ft:mine").await.expect("reads"), None);
+    assert_eq!(adapters.of_anyone(&row.id).await.expect("reads"), None);
     let taken = adapters.insert(ORG, &new_adapter("ft:mine")).await;
     assert!(matches!(taken, Err(Error::NameTaken(_))), "a name is never given out again");
     let nul = adapters.insert(ORG, &new_adapter("ft:\0")).await;

@@ -52,6 +52,8 @@ async fn a_job_is_its_organizations_alone(rig: Rig) {
     let job = rig.job().await;
     let jobs = rig.db.jobs();
     assert_eq!(jobs.get(OTHER, &job.id).await.expect("reads"), None);
+    assert_eq!(jobs.of_anyone(&job.id).await.expect("reads"), Some(job.clone()));
+    assert_eq!(jobs.of_anyone("ftjob-x").await.expect("reads"), None);
     assert_eq!(jobs.cancel(OTHER, &job.id).await.expect("reads"), Transition::NotFound);
     assert_eq!(jobs.request_pause(OTHER, &job.id).await.expect("reads"), Transition::NotFound);
     assert_eq!(jobs.resume(OTHER, &job.id).await.expect("reads"), Transition::NotFound);

@@ -18,6 +18,8 @@ on_both_queues!(
     control_passes_requests_and_is_never_lost,
     a_waiting_control_ends_with_the_worker,
     a_waiting_receiver_wakes,
+    every_control_message_arrives_as_sent,
+    a_closed_inbox_is_gone_at_once,
     presence_lasts_as_long_as_the_inbox,
     token_messages_are_bounded,
     a_publish_that_waits_ends_with_the_gateway,
@@ -121,6 +123,38 @@ async fn presence_lasts_as_long_as_the_inbox(side: Side) {
     until("the worker goes", async || queue.workers().await.expect("reads").is_empty()).await;
 }
 
+async fn every_control_message_arrives_as_sent(side: Side) {
+    let queue = side.queue(QueueLimits::default()).await;
+    let mut inbox = queue.open_inbox(presence("w", "1")).await.expect("opens");
+    let (adapter_id, job_id) = ("adp-1".to_owned(), "ftjob-1".to_owned());
+    let messages = [
+        ToWorker::Load { adapter_id: adapter_id.clone(), object: "adapters/x".to_owned() },
+        ToWorker::Evict { adapter_id: adapter_id.clone(), hand_over: true },
+        ToWorker::Evict { adapter_id, hand_over: false },
+        ToWorker::MoveJob { job_id: job_id.clone(), to: Some("v".to_owned()) },
+        ToWorker::MoveJob { job_id, to: None },
+        ToWorker::Drain,
+    ];
+    place(&*queue, "a").await;
+    for message in &messages {
+        queue.control("w", message.clone()).await.expect("sends");
+    }
+    for message in messages {
+        assert_eq!(next(&mut inbox).await, Some(message), "before requests, in order");
+    }
+    assert_eq!(next(&mut inbox).await, placed("a"));
+}
+
+async fn a_closed_inbox_is_gone_at_once(side: Side) {
+    let queue = side.queue(QueueLimits::default()).await;
+    let inbox = queue.open_inbox(presence("w", "1")).await.expect("opens");
+    inbox.close().await;
+    assert_eq!(queue.workers().await.expect("reads"), []);
+    // A late sign of life does not bring it back.
+    queue.refresh(presence("w", "1")).await.expect("is ignored");
+    assert_eq!(place(&*queue, "a").await, Placed::Gone);
+}
+
 async fn token_messages_are_bounded(side: Side) {
     let queue = side.queue(small()).await;
     let publish = async |sequence| queue.publish("g", message(sequence)).await.expect("publishes");
@@ -181,7 +215,7 @@ async fn every_request_and_cancel_arrives_once_under_load(side: Side) {
         match inbox.recv().await.expect("is open") {
             ToWorker::Place(_) => requests += 1,
             ToWorker::Cancel { .. } => cancels += 1,
-            ToWorker::JobNudge { .. } => panic!("nobody nudged"),
+            other => panic!("nobody sent {other:?}"),
         }
     }
     senders.join_all().await;

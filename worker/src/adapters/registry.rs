@@ -41,6 +41,13 @@ pub struct Resident {
     last_used: u64,
 }
 
+impl Resident {
+    /// Whether it goes with its last reader.
+    pub fn is_retired(&self) -> bool {
+        self.retired
+    }
+}
+
 /// What an attach did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {

@@ -116,6 +116,12 @@ pub enum Command {
     AdapterFailed(String, Fault),
     /// The adapter was deleted: forget it once nobody reads it.
     ForgetAdapter(String),
+    /// Let go of these requests: each is to go on at another worker with the tokens so far.
+    HandOver(Leaving),
+    /// Weights of an adapter before its requests come.
+    Preload(String, AdapterWeights),
+    /// Let an adapter go once nobody reads it.
+    EvictAdapter(String),
     /// Keeps an adapter on the device, or lets it go.
     PinAdapter(String, bool),
     /// Train this job.
@@ -128,6 +134,17 @@ pub enum Command {
     StopJob(String),
     /// End the loop.
     Shutdown,
+}
+
+/// Which requests are handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// Those on this adapter.
+    Of(String),
+    /// All but those on live weights of jobs, which no other worker has.
+    Movable,
+    /// All.
+    All,
 }
 
 /// Why a request ends without a result.
@@ -201,6 +218,8 @@ pub enum Output {
         /// On the last message of the choice.
         finish: Option<Finish>,
     },
+    /// Handed over: it is to go on at another worker.
+    Moved,
     /// The request is over, failed.
     Failed(Fault),
 }

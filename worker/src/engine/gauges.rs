@@ -10,6 +10,10 @@ pub struct ResidentGauge {
     pub key: String,
     /// Sequences that read it.
     pub readers: u32,
+    /// Where it is what a job has published: after so many steps.
+    pub version: Option<usize>,
+    /// It goes with its last reader; nobody else gets it.
+    pub leaving: bool,
 }
 
 /// See the module.

@@ -58,6 +58,7 @@ impl<D: Device> Engine<D> {
         self.training.next += 1;
         let finished = job.trainer.is_finished();
         self.training.jobs.insert(number, job);
+        self.tell_residents();
         if finished {
             self.snapshot(number, Purpose::Finish)?;
             self.rest(number)?;

@@ -179,6 +179,7 @@ impl<D: Device> Engine<D> {
         self.model.pool.copy(&self.model.device, from, to, job.layout.len())?;
         job.current = other;
         job.version = job.trainer.step();
+        self.tell_residents();
         Ok(())
     }
 

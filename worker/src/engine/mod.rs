@@ -13,6 +13,7 @@ pub mod gauges;
 mod handout;
 mod job_life;
 mod job_steps;
+mod leaving;
 mod pace;
 mod scheduler;
 mod sequence;
@@ -296,6 +297,9 @@ impl<D: Device> Engine<D> {
             Command::AdapterReady(key, weights) => self.adapter_ready(key, weights)?,
             Command::AdapterFailed(key, fault) => self.adapter_failed(&key, &fault),
             Command::ForgetAdapter(key) => self.forget_adapter(&key)?,
+            Command::HandOver(leaving) => self.hand_over(&leaving)?,
+            Command::Preload(key, weights) => self.preload(key, weights)?,
+            Command::EvictAdapter(key) => self.evict_adapter(&key)?,
             Command::PinAdapter(key, pinned) => self.pin_adapter(&key, pinned)?,
             Command::StartJob(start) => self.start_job(*start)?,
             Command::PauseJob(job) => self.pause_job(&job)?,

@@ -1,7 +1,7 @@
 //! One choice of a request while it runs: its tokens, blocks and slot. Plain data.
 
 use super::blocks::Block;
-use super::command::{Finish, RequestKey, SamplingSpec};
+use super::command::{Finish, RequestKey, SamplingSpec, Target};
 use crate::adapters::registry::Slot;
 use crate::text::Detokenizer;
 use std::sync::Arc;
@@ -14,6 +14,8 @@ pub type SequenceId = u64;
 pub struct Shared {
     /// The request.
     pub request: RequestKey,
+    /// What it runs on.
+    pub target: Target,
     /// Drawing.
     pub sampling: SamplingSpec,
     /// Tokens that end a choice.

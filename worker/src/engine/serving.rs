@@ -7,6 +7,7 @@ use super::command::{
 };
 use super::gauges::ResidentGauge;
 use super::sequence::{Sequence, SequenceId, Shared};
+use crate::adapters::AdapterLayout;
 use crate::adapters::registry::{Attached, Slot};
 use crate::model::MAX_BIAS;
 use kernels::tables::SlotRow;
@@ -32,6 +33,25 @@ impl Serving {
     /// Requests queued or running.
     pub fn requests(&self) -> usize {
         self.open.len() + self.parked.values().map(Vec::len).sum::<usize>()
+    }
+
+    /// Whether requests wait for this adapter.
+    pub(super) fn waits_for(&self, key: &str) -> bool {
+        self.parked.contains_key(key)
+    }
+
+    /// Takes out requests that wait for their adapter.
+    pub(super) fn take_parked(&mut self, which: impl Fn(&Target) -> bool) -> Vec<RequestKey> {
+        let mut taken = Vec::new();
+        self.parked.retain(|_, waiting| {
+            waiting.retain(|admission| {
+                let goes = which(&admission.target);
+                taken.extend(goes.then_some(admission.key));
+                !goes
+            });
+            !waiting.is_empty()
+        });
+        taken
     }
 
     /// Choices of requests that wait for their adapter.
@@ -125,9 +145,16 @@ impl<D: Device> Engine<D> {
     /// Queues all choices of a request.
     fn enqueue(&mut self, admission: Admission, slot: Option<Slot>) {
         let Admission {
-            key, prompt, sampling, max_tokens, min_tokens, end_tokens, choices, ..
+            key,
+            prompt,
+            target,
+            sampling,
+            max_tokens,
+            min_tokens,
+            end_tokens,
+            choices,
         } = admission;
-        let shared = Arc::new(Shared { request: key, sampling, end_tokens, min_tokens });
+        let shared = Arc::new(Shared { request: key, target, sampling, end_tokens, min_tokens });
         let limit = max_tokens.map_or(usize::MAX, |max| prompt.len().saturating_add(max as usize));
         let max_len = limit.min(self.model.sizes.longest_sequence());
         let rank = slot
@@ -202,12 +229,7 @@ impl<D: Device> Engine<D> {
         if !self.serving.parked.contains_key(&key) {
             return Ok(());
         }
-        let (rank, max_rank) = (weights.layout.shape().rank, self.model.sizes.max_rank);
-        if rank > max_rank || !self.registry.fits_empty(weights.layout.pages()) {
-            let message = match rank > max_rank {
-                true => format!("the adapter's rank {rank} is above this worker's {max_rank}"),
-                false => "the adapter is larger than the adapter pool".to_owned(),
-            };
+        if let Some(message) = self.misfit(&weights.layout) {
             let fault = Fault { kind: FaultKind::Overloaded, message, param: None };
             self.adapter_failed(&key, &fault);
             return Ok(());
@@ -220,6 +242,16 @@ impl<D: Device> Engine<D> {
             self.enqueue(admission, Some(slot));
         }
         Ok(())
+    }
+
+    /// Why an adapter can never be on this device.
+    pub(super) fn misfit(&self, layout: &AdapterLayout) -> Option<String> {
+        let (rank, max_rank) = (layout.shape().rank, self.model.sizes.max_rank);
+        if rank > max_rank {
+            return Some(format!("the adapter's rank {rank} is above this worker's {max_rank}"));
+        }
+        let fits = self.registry.fits_empty(layout.pages());
+        (!fits).then(|| "the adapter is larger than the adapter pool".to_owned())
     }
 
     pub(super) fn adapter_failed(&mut self, key: &str, fault: &Fault) {
@@ -306,12 +338,13 @@ impl<D: Device> Engine<D> {
         self.retry_roomless()
     }
 
-    fn tell_residents(&self) {
-        let gauge = |key: &str, readers| ResidentGauge { key: key.to_owned(), readers };
-        let list = self
-            .registry
-            .residents()
-            .map(|(slot, resident)| gauge(&resident.key, self.registry.readers(slot)));
+    pub(super) fn tell_residents(&self) {
+        let list = self.registry.residents().map(|(slot, resident)| ResidentGauge {
+            key: resident.key.clone(),
+            readers: self.registry.readers(slot),
+            version: self.training.version_in(slot),
+            leaving: resident.is_retired(),
+        });
         self.gauges.set_residents(list.collect());
     }
 }

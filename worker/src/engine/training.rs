@@ -158,6 +158,12 @@ impl Training {
         Some((job.serving[job.current], job.version))
     }
 
+    /// Step of the published weights in a slot, if a job answers with it now.
+    pub fn version_in(&self, slot: Slot) -> Option<usize> {
+        let current = |job: &&Job| job.serving[job.current] == slot;
+        self.jobs.values().find(current).map(|job| job.version)
+    }
+
     /// The next piece of work after forward, of the micro-batch in flight.
     pub(super) fn slice(&self, loss_rows: usize) -> Option<Slice> {
         self.cursor.as_ref()?.slice(loss_rows)

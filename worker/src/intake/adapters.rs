@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use storage::objects::ObjectKey;
+use tokio::sync::mpsc::Receiver;
 use tokio::time::{sleep, timeout};
 
 /// Keys remembered without weights; a key is remembered again with every request.
@@ -87,7 +88,16 @@ impl Adapters {
         lock(&self.state).loading.remove(key);
     }
 
-    fn source(&self, key: &str) -> Option<Source> {
+    /// Lets go of the weights; where they lie stays known.
+    pub fn drop_weights(&self, key: &str) {
+        let mut cache = lock(&self.state);
+        if let Some(gone) = cache.held.remove(key) {
+            cache.bytes -= gone.bytes();
+        }
+    }
+
+    /// Where an adapter is to be found.
+    pub fn source(&self, key: &str) -> Option<Source> {
         lock(&self.state).sources.get(key).cloned()
     }
 
@@ -180,6 +190,22 @@ async fn load_patiently(shared: &Shared, key: &str) -> Result<AdapterWeights, Lo
         }
         sleep(pause).await;
         pause = (pause * 2).min(RETRY_LONGEST);
+    }
+}
+
+/// Brings adapters onto the device before their requests come, one after the other.
+pub async fn preload(shared: Arc<Shared>, mut keys: Receiver<String>) {
+    while let Some(key) = keys.recv().await {
+        match load(&shared, &key).await {
+            Ok(weights) => {
+                if !shared.command(Command::Preload(key, weights)).await {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(adapter.id = key, %error, "not loaded before its requests");
+            }
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use super::{Shared, lock};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use storage::db::{Claim, Claimant};
+use storage::db::{Claim, Claimant, JobStatus};
+use storage::queue::message::ToWorker;
 use tokio::task::JoinSet;
 
 /// How long this worker leaves jobs alone after one could not be trained or checked here: others
@@ -15,6 +16,8 @@ const REST: Duration = Duration::from_secs(2);
 /// A look at the rows that took so long was an outage. What has lapsed meanwhile is left to its
 /// owners for a while: they renew as soon as the database answers.
 const SLOW: Duration = Duration::from_secs(1);
+/// How long it leaves a job alone that was moved away and that nobody else takes.
+const LEFT_ALONE: Duration = Duration::from_secs(10);
 /// Between two looks whether an earlier run of the same job is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -124,6 +127,7 @@ impl Desk {
         let lapsed = |held: &Weak<Run>| held.upgrade().is_some_and(|run| !run.is_firm());
         !self.drains()
             && self.runs.len() < self.shared.options.max_jobs
+            && lock(&self.shared.moved).is_empty()
             && Instant::now() >= self.train_after
             && !self.held.iter().any(lapsed)
     }
@@ -143,6 +147,7 @@ impl Desk {
         {
             self.checks.spawn(check(shared.clone(), claim, asked));
         }
+        forget_moved(&shared).await?;
         while self.may_train() {
             let asked = Instant::now();
             let Some(claim) = jobs.claim_training(&claimant, lease_ms(&shared)).await? else {
@@ -157,11 +162,38 @@ impl Desk {
     }
 }
 
-/// Tells the other workers that a job waits for one of them.
+/// Tells the workers that may go on with a job that this one has let go of it. One that was moved
+/// is left alone here for a while.
 async fn pass_on(shared: &Shared, job: &str) {
-    if let Err(error) = shared.storage.queue.nudge_job(job).await {
+    let to = lock(&shared.moved).get_mut(job).and_then(|moved| {
+        moved.until = Some(Instant::now() + LEFT_ALONE);
+        moved.to.clone()
+    });
+    let queue = &shared.storage.queue;
+    let told = match to {
+        Some(worker) => {
+            let nudge = ToWorker::JobNudge { job_id: job.to_owned() };
+            queue.control(&worker, nudge).await.map(|_| ())
+        }
+        None => queue.nudge_job(job).await,
+    };
+    if let Err(error) = told {
         tracing::warn!(job.id = job, %error, "other workers could not be told of a job");
     }
+}
+
+/// Moved jobs that somebody has, that ended, or that nobody wants. While one waits, this worker
+/// takes no job: it might be that one.
+async fn forget_moved(shared: &Shared) -> storage::Result<()> {
+    let moved = lock(&shared.moved).clone();
+    for (id, until) in moved.into_iter().filter_map(|(id, moved)| Some((id, moved.until?))) {
+        let row = shared.storage.db.jobs().of_anyone(&id).await?;
+        let free = row.is_some_and(|job| job.status == JobStatus::Running && job.owner.is_none());
+        if !free || Instant::now() >= until {
+            lock(&shared.moved).remove(&id);
+        }
+    }
+    Ok(())
 }
 
 /// Trains a claimed job as far as this worker goes with it.
@@ -175,13 +207,14 @@ async fn train(run: Arc<Run>) -> Step {
         }
     };
     let ended = job_run::run(&run, news, bell).await;
+    let others_may = matches!(ended, Ok(End::Released | End::NoRoom));
+    if others_may || lock(&shared.moved).contains_key(run.id()) {
+        pass_on(shared, run.id()).await;
+    }
     lock(&shared.running).remove(run.id());
     match ended {
         Ok(End::Done) => Step::Look,
-        Ok(End::Released | End::NoRoom) => {
-            pass_on(shared, run.id()).await;
-            Step::Rest
-        }
+        Ok(End::Released | End::NoRoom) => Step::Rest,
         Err(error) => {
             tracing::warn!(job.id = run.id(), %error, "a job's run ended early");
             Step::Rest

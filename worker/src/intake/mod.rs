@@ -1,15 +1,17 @@
 //! Intake: what comes from storage into the engine. With `outlet` the only modules that know both.
 //!
-//! - [`requests`]: inbox → text → engine.
+//! - [`inbox`]: what comes from gateways; [`requests`]: text → engine.
 //! - [`adapters`]: object store → host cache → engine, while everything else goes on.
 //! - [`jobs`]: leases; [`job_check`]: validation; [`job_run`]: one job from claim to result, with
 //!   [`job_keep`] for its lease and [`job_write`] for its rows.
-//! - [`presence`]: what others may know of this worker.
+//! - [`presence`]: what others may know of this worker; [`drain`]: how it leaves.
 //! - [`routes`], [`mail`], [`hold`], [`outbox`]: the state behind them, as plain data.
 
 pub mod adapters;
+pub mod drain;
 pub mod examples;
 pub mod hold;
+pub mod inbox;
 pub mod job_check;
 pub mod job_keep;
 pub mod job_run;
@@ -31,6 +33,7 @@ use routes::Routes;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use storage::Storage;
 use storage::db::Claim;
 use tokio::sync::{Notify, mpsc};
@@ -72,6 +75,14 @@ pub struct Shared {
     pub job_bell: Notify,
     /// Takes no new work.
     pub draining: AtomicBool,
+    /// Rings when somebody tells this worker to drain.
+    pub told_to_drain: Notify,
+    /// Rings when the inbox is to be read no more.
+    pub closing: Notify,
+    /// Adapters to bring onto the device before requests come.
+    pub wanted: mpsc::Sender<String>,
+    /// Jobs that an operator moves away from here.
+    pub moved: Mutex<HashMap<String, Moved>>,
 }
 
 /// Bounds that intake checks before the engine does.
@@ -96,6 +107,15 @@ pub struct Running {
     pub live: bool,
 }
 
+/// A job that is to go to another worker.
+#[derive(Clone, Debug)]
+pub struct Moved {
+    /// The worker to hear of it first; none: all.
+    pub to: Option<String>,
+    /// Once it was let go: when this worker may have it again.
+    pub until: Option<Instant>,
+}
+
 impl Shared {
     /// A new entry in the list of running jobs, and the end that its runner reads. None while an
     /// earlier run of the job has not ended.
@@ -112,8 +132,8 @@ impl Shared {
     }
 
     /// Whether a job that runs here is to be saved and left to another worker.
-    pub fn gives_up(&self, _job: &str) -> bool {
-        self.draining.load(Relaxed)
+    pub fn gives_up(&self, job: &str) -> bool {
+        self.draining.load(Relaxed) || lock(&self.moved).contains_key(job)
     }
 
     /// Sends a command; false when the engine is gone.

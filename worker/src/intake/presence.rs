@@ -13,37 +13,7 @@ const REFRESH: Duration = Duration::from_millis(250);
 /// The worker as it is now.
 pub fn of(shared: &Shared) -> WorkerPresence {
     let gauges = &shared.gauges;
-    let draining = shared.draining.load(Relaxed);
-    let on_device = gauges.residents();
-    let mut adapters: Vec<ResidentAdapter> = on_device
-        .iter()
-        .filter(|resident| !resident.key.contains('#'))
-        .map(|resident| ResidentAdapter {
-            id: resident.key.clone(),
-            on_device: true,
-            requests: resident.readers,
-        })
-        .collect();
-    let running = lock(&shared.running);
-    let live = running.iter().filter(|(_, running)| running.live);
-    adapters.extend(live.map(|(id, _)| {
-        ResidentAdapter {
-            id: id.clone(),
-            on_device: true,
-            requests: on_device
-                .iter()
-                .filter(|resident| resident.key.split_once('#').is_some_and(|(job, _)| job == id))
-                .map(|resident| resident.readers)
-                .sum(),
-        }
-    }));
-    let jobs = running.len();
-    drop(running);
-    for key in shared.adapters.keys() {
-        if !adapters.iter().any(|adapter| adapter.id == key) {
-            adapters.push(ResidentAdapter { id: key, on_device: false, requests: 0 });
-        }
-    }
+    let running = lock(&shared.running).len();
     WorkerPresence {
         worker_id: shared.options.worker_id.clone(),
         incarnation: shared.incarnation.clone(),
@@ -51,14 +21,54 @@ pub fn of(shared: &Shared) -> WorkerPresence {
         base: shared.options.base_name.clone(),
         base_fingerprint: shared.base_fingerprint.clone(),
         device: shared.device.clone(),
-        adapters,
+        adapters: residents(shared),
         requests: lock(&shared.routes).len() as u32,
         free_blocks: gauges.free_blocks.load(Relaxed) as u32,
         total_blocks: gauges.total_blocks.load(Relaxed) as u32,
-        training_jobs: jobs as u32,
-        training_room: shared.options.max_jobs.saturating_sub(jobs) as u32,
-        draining,
+        training_jobs: running as u32,
+        training_room: shared.options.max_jobs.saturating_sub(running) as u32,
+        draining: shared.draining.load(Relaxed),
     }
+}
+
+/// Adapters and jobs' weights here, each version once, on the device before host memory. One that
+/// goes with its last reader is not told: nobody else gets it.
+fn residents(shared: &Shared) -> Vec<ResidentAdapter> {
+    let on_device = shared.gauges.residents();
+    let plain =
+        on_device.iter().filter(|resident| !resident.leaving && !resident.key.contains('#'));
+    let mut adapters: Vec<ResidentAdapter> =
+        plain.map(|resident| named(&resident.key, true, resident.readers)).collect();
+    let running = lock(&shared.running);
+    for (id, _) in running.iter().filter(|(_, running)| running.live) {
+        let parts = on_device
+            .iter()
+            .filter(|resident| resident.key.split_once('#').is_some_and(|(job, _)| job == id));
+        let version = parts.clone().find_map(|resident| resident.version);
+        adapters.push(ResidentAdapter {
+            id: id.clone(),
+            version: version.map(|step| step as u64),
+            on_device: true,
+            requests: parts.map(|resident| resident.readers).sum(),
+        });
+    }
+    drop(running);
+    for key in shared.adapters.keys() {
+        let copy = named(&key, false, 0);
+        let known =
+            |other: &ResidentAdapter| (&other.id, other.version) == (&copy.id, copy.version);
+        if !adapters.iter().any(known) {
+            adapters.push(copy);
+        }
+    }
+    adapters
+}
+
+/// A saved state of a job is kept under `JOB@STEP`.
+fn named(key: &str, on_device: bool, requests: u32) -> ResidentAdapter {
+    let saved = key.split_once('@').and_then(|(job, step)| Some((job, step.parse().ok()?)));
+    let (id, version) = saved.map_or((key, None), |(job, step)| (job, Some(step)));
+    ResidentAdapter { id: id.to_owned(), version, on_device, requests }
 }
 
 /// Tells presence until the engine is gone.

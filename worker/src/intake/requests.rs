@@ -1,4 +1,4 @@
-//! Inbox → text → engine: renders, tokenises and admits requests, in the order they came.
+//! Requests to text to engine: renders, tokenises and admits them, in the order they came.
 
 use super::adapters::Source;
 use super::routes::{Added, Route};
@@ -10,51 +10,18 @@ use crate::outlet;
 use crate::text::{Conversation, Ending, Message, Role, TemplateError, TextError, TextStart};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use storage::queue::Inbox;
 use storage::queue::message::{
-    ChatMessage, Input, Replay, Request, Target as WireTarget, ToWorker, ToolCall,
+    ChatMessage, Input, Replay, Request, Target as WireTarget, ToolCall,
 };
 use tokio::time::timeout;
 
 /// For the rows that a request needs; then it is refused.
 const ROWS_WITHIN: Duration = Duration::from_secs(1);
 
-/// Reads the inbox until it closes or the engine is gone.
-pub async fn run(shared: Arc<Shared>, mut inbox: Inbox) {
-    while let Some(message) = inbox.recv().await {
-        let alive = match message {
-            ToWorker::Place(request) => place(&shared, *request).await,
-            ToWorker::Cancel { request_id, attempt } => cancel(&shared, &request_id, attempt).await,
-            ToWorker::JobNudge { job_id } => {
-                nudge(&shared, &job_id);
-                true
-            }
-        };
-        if !alive {
-            return;
-        }
-    }
-}
-
-async fn cancel(shared: &Shared, request_id: &str, attempt: u32) -> bool {
-    let key = lock(&shared.routes).cancel(request_id, attempt);
-    match key {
-        Some(key) => shared.command(Command::Cancel(key)).await,
-        None => true,
-    }
-}
-
-fn nudge(shared: &Shared, job_id: &str) {
-    match lock(&shared.running).get(job_id) {
-        Some(running) => running.bell.notify_one(),
-        None => shared.job_bell.notify_one(),
-    }
-}
-
-/// Admits or refuses one request. Tokenising runs on a blocking thread; requests stay in order,
-/// so a cancel never overtakes what it cancels. Only one that has to read rows first goes its own
-/// way: the others do not wait for the database.
-async fn place(shared: &Arc<Shared>, request: Request) -> bool {
+/// Admits or refuses one request; false when the engine is gone. Tokenising runs on a blocking
+/// thread; requests stay in order, so a cancel never overtakes what it cancels. Only one that has
+/// to read rows first goes its own way: the others do not wait for the database.
+pub async fn place(shared: &Arc<Shared>, request: Request) -> bool {
     let route = Route {
         request_id: request.request_id.clone(),
         attempt: request.attempt,

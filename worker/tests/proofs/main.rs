@@ -8,6 +8,7 @@ mod common;
 mod engine_adapters;
 mod engine_graphs;
 mod engine_jobs;
+mod engine_leaving;
 mod engine_requests;
 mod engine_resume;
 mod engine_storm;

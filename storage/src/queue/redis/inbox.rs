@@ -98,7 +98,13 @@ pub(super) async fn open(shared: &Arc<Shared>, presence: WorkerPresence) -> Resu
         before.ended.send_replace(true);
     }
     let (alive, dropped) = oneshot::channel();
-    tokio::spawn(keep_presence(Arc::clone(shared), Arc::clone(&lease), dropped));
+    let (taken_back, closed) = oneshot::channel();
+    let keep = keep_presence(Arc::clone(shared), Arc::clone(&lease), dropped);
+    tokio::spawn(async move {
+        keep.await;
+        // Nobody need wait for it.
+        let _ = taken_back.send(());
+    });
     let reader = Reader {
         shared: Arc::clone(shared),
         ended: lease.ended.subscribe(),
@@ -112,7 +118,7 @@ pub(super) async fn open(shared: &Arc<Shared>, presence: WorkerPresence) -> Resu
         let message = reader.next().await?;
         Some((message, reader))
     });
-    Ok(Inbox { messages: messages.boxed() })
+    Ok(Inbox { messages: messages.boxed(), closed: Some(closed) })
 }
 
 /// Keeps a worker's presence until its inbox is dropped or another has its id.

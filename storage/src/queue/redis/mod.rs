@@ -186,7 +186,7 @@ impl Queue for RedisQueue {
         call.arg(envelope::seal(&message)?);
         let (request_id, attempt) = match &message {
             ToWorker::Cancel { request_id, attempt } => (request_id.as_str(), *attempt),
-            ToWorker::Place(_) | ToWorker::JobNudge { .. } => ("", 0),
+            _ => ("", 0),
         };
         call.arg(request_id).arg(millis(keys::LINGER)).arg(attempt);
         Ok(match self.until_room(&call, self.shared.options.call_limit, None).await? {

@@ -65,6 +65,8 @@ pub struct Answer {
     pub finish: Vec<Option<Finish>>,
     /// Message of its failure.
     pub failed: Option<String>,
+    /// It was handed over.
+    pub moved: bool,
 }
 
 /// See the module.
@@ -244,11 +246,13 @@ impl Drop for Rig {
 
 impl Answer {
     fn is_over(&self) -> bool {
-        self.failed.is_some() || self.finish.iter().all(Option::is_some)
+        self.failed.is_some() || self.moved || self.finish.iter().all(Option::is_some)
     }
 
     fn take(&mut self, output: Output) {
+        assert!(!self.moved, "nothing follows a hand-over: {output:?}");
         match output {
+            Output::Moved => self.moved = true,
             Output::Admitted { version, .. } => self.version = Some(version),
             Output::Failed(fault) => self.failed = Some(fault.message),
             Output::Tokens { choice, first, tokens, text, finish } => {
