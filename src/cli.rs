@@ -165,6 +165,14 @@ pub struct WorkerArgs {
     /// Name of this worker, unlike any other's; random by default.
     #[arg(long, env = "LOQUETIER_WORKER_ID")]
     pub worker_id: Option<String>,
+    /// Do not run a worker, but tell the one named by --worker-id to leave: to hand its requests
+    /// and adapters over, save its jobs and end. Returns when it is gone.
+    #[arg(long, requires = "worker_id")]
+    pub drain: bool,
+    /// When leaving: how long requests that no other worker can take may go on.
+    #[arg(long, env = "LOQUETIER_DRAIN_SECS", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(0..=86400))]
+    pub drain_secs: u64,
     /// Device to compute on.
     #[arg(long, env = "LOQUETIER_DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
     pub device: DeviceKind,

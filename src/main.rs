@@ -36,6 +36,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Openapi => print!("{}", gateway::openapi_json()),
         Command::Keys(command) => keys::run(command).await?,
         Command::Migrate { database_url } => production::migrate(&database_url).await?,
+        Command::Worker(args) if args.drain => production::drain(&args).await?,
         Command::Gateway(args) => {
             log_to_stderr(&cli.log, cli.log_json)?;
             production::gateway(args).await?;

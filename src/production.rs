@@ -9,11 +9,16 @@ use anyhow::{Context, bail};
 use gateway::{Gateway, GatewayConfig};
 use kernels::Device;
 use std::sync::Arc;
+use std::time::Duration;
 use storage::objects::{Objects, S3Config, S3Limits};
-use storage::queue::RedisOptions;
+use storage::queue::message::ToWorker;
+use storage::queue::{Controlled, Queue, RedisOptions, RedisQueue};
 use storage::{Db, Storage};
 use worker::Worker;
 use worker::base::BaseFiles;
+
+/// Between two looks whether a worker that drains is gone.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// `loquetier migrate`.
 pub async fn migrate(database_url: &str) -> anyhow::Result<()> {
@@ -55,13 +60,50 @@ pub async fn worker(args: WorkerArgs) -> anyhow::Result<()> {
     };
     println!("device memory:\n{}", worker.memory_plan());
     tracing::info!("worker for '{name}'");
+    let told = worker.told_to_drain();
     tokio::select! {
         fault = worker.broken() => bail!("the worker stopped: {fault}"),
         () = terminated() => {}
+        () = told => {}
     }
-    tracing::info!("stopping: jobs are saved");
-    worker.drain().await;
-    worker.stop().await;
+    tracing::info!("leaving: jobs are saved, requests handed over; a second signal ends at once");
+    let leave = async {
+        worker.drain(Duration::from_secs(args.drain_secs)).await;
+        worker.stop().await;
+    };
+    tokio::select! {
+        () = leave => {}
+        () = terminated() => {
+            tracing::warn!("ending at once: leases and presence run out, streams go on elsewhere");
+            // Threads at work would keep the runtime from ending.
+            std::process::exit(1);
+        }
+    }
+    tracing::info!("gone");
+    Ok(())
+}
+
+/// `loquetier worker --drain`: until that worker is gone.
+pub async fn drain(args: &WorkerArgs) -> anyhow::Result<()> {
+    let id = args.worker_id.as_deref().context("--drain: name the worker with --worker-id")?;
+    let redis = RedisOptions::default();
+    let queue = RedisQueue::connect(&args.shared.redis_url, redis).await.context("--redis-url")?;
+    let alive = queue.workers().await?;
+    let found = alive.iter().find(|worker| worker.worker_id == id);
+    let nobody = || {
+        let ids: Vec<&str> = alive.iter().map(|worker| worker.worker_id.as_str()).collect();
+        let ids = if ids.is_empty() { "none".to_owned() } else { ids.join(", ") };
+        anyhow::anyhow!("--worker-id: no live worker '{id}'; alive: {ids}")
+    };
+    let incarnation = found.ok_or_else(nobody)?.incarnation.clone();
+    if queue.control(id, ToWorker::Drain).await? == Controlled::Gone {
+        return Err(nobody());
+    }
+    println!("worker '{id}' drains");
+    while queue.workers().await?.iter().any(|worker| worker.incarnation == incarnation) {
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+    println!("worker '{id}' is gone");
     Ok(())
 }
 

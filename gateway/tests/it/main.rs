@@ -14,6 +14,7 @@ mod files;
 mod fuzz;
 mod jobs;
 mod limits;
+mod migration;
 mod models;
 mod openapi;
 mod outages;

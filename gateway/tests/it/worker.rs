@@ -8,7 +8,7 @@ use storage::Storage;
 use storage::ids::incarnation;
 use storage::queue::Inbox;
 use storage::queue::message::{
-    Finish, Item, PROTOCOL_VERSION, Refusal, Request, ResidentAdapter, ToWorker, Token,
+    Finish, Item, PROTOCOL_VERSION, Refusal, Request, ResidentAdapter, Target, ToWorker, Token,
     TokenLogprob, TokenMessage, Update, WorkerPresence,
 };
 use tokio::task::JoinHandle;
@@ -38,6 +38,10 @@ pub struct Script {
     pub resident: Vec<String>,
     /// Name and fingerprint of its base.
     pub base: (&'static str, &'static str),
+    /// Has no room for adapters that it is told to load.
+    pub cramped: bool,
+    /// What else is special about its presence.
+    pub presence: fn(&mut WorkerPresence),
 }
 
 impl Default for Script {
@@ -53,6 +57,8 @@ impl Default for Script {
             deaf: false,
             resident: Vec::new(),
             base: (BASE, PRINT),
+            cramped: false,
+            presence: |_| {},
         }
     }
 }
@@ -71,6 +77,8 @@ pub struct Heard {
     pub requests: Vec<Request>,
     pub cancels: Vec<String>,
     pub nudges: Vec<String>,
+    /// An operator's words.
+    pub words: Vec<ToWorker>,
 }
 
 pub struct Worker {
@@ -87,18 +95,14 @@ impl Drop for Worker {
 pub const FINGERPRINT: &str = "fp_test";
 
 pub async fn start(storage: &Storage, id: &str, script: Script) -> Worker {
-    let presence = WorkerPresence {
+    let mut presence = WorkerPresence {
         worker_id: id.to_owned(),
         incarnation: incarnation(),
         protocol: vec![PROTOCOL_VERSION],
         base: script.base.0.to_owned(),
         base_fingerprint: script.base.1.to_owned(),
         device: "none".to_owned(),
-        adapters: script
-            .resident
-            .iter()
-            .map(|id| ResidentAdapter { id: id.clone(), on_device: true, requests: 0 })
-            .collect(),
+        adapters: script.resident.iter().map(|id| copy(id)).collect(),
         requests: 0,
         free_blocks: 8,
         total_blocks: 8,
@@ -106,11 +110,12 @@ pub async fn start(storage: &Storage, id: &str, script: Script) -> Worker {
         training_room: 1,
         draining: false,
     };
+    (script.presence)(&mut presence);
     let inbox = storage.queue.open_inbox(presence.clone()).await.unwrap();
     let heard = Arc::new(Mutex::new(Heard::default()));
     let double = Double {
         storage: storage.clone(),
-        incarnation: presence.incarnation,
+        presence,
         heard: Arc::clone(&heard),
         script,
         sequence: 0,
@@ -120,7 +125,15 @@ pub async fn start(storage: &Storage, id: &str, script: Script) -> Worker {
     Worker { heard, task: tokio::spawn(double.run(inbox)) }
 }
 
+fn copy(adapter: &str) -> ResidentAdapter {
+    ResidentAdapter { id: adapter.to_owned(), version: None, on_device: true, requests: 0 }
+}
+
 impl Worker {
+    pub fn words(&self) -> Vec<ToWorker> {
+        self.heard.lock().unwrap().words.clone()
+    }
+
     /// Waits until `look` finds what it wants.
     pub async fn wait<T>(&self, look: impl Fn(&Heard) -> Option<T>) -> T {
         for _ in 0..1000 {
@@ -143,7 +156,7 @@ impl Worker {
 
 struct Double {
     storage: Storage,
-    incarnation: String,
+    presence: WorkerPresence,
     heard: Arc<Mutex<Heard>>,
     script: Script,
     sequence: u64,
@@ -180,6 +193,7 @@ impl Double {
                 Some(ToWorker::JobNudge { job_id }) => {
                     self.heard.lock().unwrap().nudges.push(job_id);
                 }
+                Some(word) => self.obey(word).await,
                 None if self.running.is_empty() => return,
                 None => {
                     if self.script.dies_after.is_some_and(|steps| self.steps >= steps) {
@@ -190,6 +204,38 @@ impl Double {
                     tokio::task::yield_now().await;
                 }
             }
+        }
+    }
+
+    async fn obey(&mut self, word: ToWorker) {
+        self.heard.lock().unwrap().words.push(word.clone());
+        match word {
+            ToWorker::Load { adapter_id, .. } if !self.script.cramped => {
+                self.presence.adapters.push(copy(&adapter_id));
+            }
+            ToWorker::Evict { adapter_id, hand_over } => {
+                self.presence.adapters.retain(|copy| copy.id != adapter_id);
+                if hand_over {
+                    self.hand_over(&adapter_id).await;
+                }
+            }
+            _ => {}
+        }
+        self.storage.queue.refresh(self.presence.clone()).await.unwrap();
+    }
+
+    async fn hand_over(&mut self, adapter: &str) {
+        let on = |run: &Run| {
+            matches!(&run.request.target,
+            Target::Adapter { adapter_id, .. } if adapter_id == adapter)
+        };
+        let (left, kept) = std::mem::take(&mut self.running).into_iter().partition(on);
+        self.running = kept;
+        let left: Vec<Run> = left;
+        for Run { request, .. } in left {
+            let (request_id, attempt) = (request.request_id, request.attempt);
+            let item = Item { request_id, attempt, update: Update::Moved };
+            self.publish(&request.gateway, vec![item]).await;
         }
     }
 
@@ -242,7 +288,7 @@ impl Double {
 
     async fn publish(&mut self, gateway: &str, items: Vec<Item>) {
         let message = TokenMessage {
-            worker_incarnation: self.incarnation.clone(),
+            worker_incarnation: self.presence.incarnation.clone(),
             sequence: self.sequence,
             items,
         };

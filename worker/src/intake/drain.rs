@@ -49,21 +49,24 @@ pub async fn save_jobs(shared: &Shared, taking: &mut tokio::task::JoinHandle<()>
 pub async fn hand_over(shared: &Shared, grace: Duration) {
     let deadline = Instant::now() + grace;
     let mut announced = false;
-    while lock(&shared.routes).len() > 0 && Instant::now() < deadline + LAST_WAIT {
+    loop {
         let successors = successors(shared).await;
         if !announced && !successors.is_empty() {
             announced = true;
             announce(shared, &successors).await;
         }
-        let leaving = match () {
-            () if Instant::now() >= deadline => Leaving::All,
-            () if !successors.is_empty() => Leaving::Movable,
-            () => {
-                tokio::time::sleep(LOOK).await;
-                continue;
-            }
+        let now = Instant::now();
+        if lock(&shared.routes).len() == 0 || now >= deadline + LAST_WAIT {
+            return;
+        }
+        let leaving = match successors.is_empty() {
+            _ if now >= deadline => Some(Leaving::All),
+            true => None,
+            false => Some(Leaving::Movable),
         };
-        if !shared.command(Command::HandOver(leaving)).await {
+        if let Some(leaving) = leaving
+            && !shared.command(Command::HandOver(leaving)).await
+        {
             return;
         }
         tokio::time::sleep(LOOK).await;

@@ -33,13 +33,15 @@ use routes::Routes;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use storage::Storage;
 use storage::db::Claim;
 use tokio::sync::{Notify, mpsc};
 
 /// News of one job that its runner has not read yet; it reads them as they come.
 const JOB_NEWS: usize = 4096;
+/// How soon work that may be left notices that this worker drains.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// What all of a worker's tasks share.
 pub struct Shared {
@@ -134,6 +136,13 @@ impl Shared {
     /// Whether a job that runs here is to be saved and left to another worker.
     pub fn gives_up(&self, job: &str) -> bool {
         self.draining.load(Relaxed) || lock(&self.moved).contains_key(job)
+    }
+
+    /// Waits until this worker drains.
+    pub async fn drains(&self) {
+        while !self.draining.load(Relaxed) {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
     }
 
     /// Sends a command; false when the engine is gone.

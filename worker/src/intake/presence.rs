@@ -103,3 +103,19 @@ async fn drop_lost_gateways(shared: &Shared) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saved_state_is_told_as_a_version_of_its_job() {
+        let told = |key| {
+            let copy = named(key, true, 2);
+            assert_eq!((copy.on_device, copy.requests), (true, 2));
+            (copy.id, copy.version)
+        };
+        assert_eq!(told("ftjob-1@12"), ("ftjob-1".to_owned(), Some(12)));
+        assert_eq!(told("adp-1"), ("adp-1".to_owned(), None));
+    }
+}

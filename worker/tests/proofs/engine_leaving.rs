@@ -5,9 +5,8 @@ use crate::common::jobs::Job;
 use crate::common::rig::{Answer, Oracle, Rig, choice, options, ready, request};
 use crate::common::{Adapter, sizes};
 use kernels::Module;
-use std::sync::atomic::Ordering::Relaxed;
 use worker::engine::command::{
-    AdapterWeights, Admission, Command, Finish, Leaving, RequestKey, SamplingSpec, Target,
+    AdapterWeights, Admission, Command, Finish, JobEvent, Leaving, RequestKey, SamplingSpec, Target,
 };
 
 const BASE: &str = "llama3";
@@ -69,7 +68,7 @@ fn what_is_handed_over_goes_on_elsewhere_with_the_same_tokens() {
     for (graphs, polls) in [(false, 0), (true, 0), (true, 3)] {
         let mut options = options();
         options.graphs = graphs;
-        let mut rig = Rig::late(BASE, sizes(), options, polls);
+        let mut rig = Rig::held(BASE, sizes(), options, polls);
         rig.library.insert("a".to_owned(), adapter());
         let keys = [drawn(), greedy()].map(|admission| rig.admit(admission));
         let other = rig.chat(Target::Base, &[1, 2, 3], TOKENS);
@@ -94,7 +93,7 @@ fn what_is_handed_over_goes_on_elsewhere_with_the_same_tokens() {
 
 #[test]
 fn an_ended_choice_stays_ended_and_one_that_waits_leaves_too() {
-    let mut rig = Rig::new(BASE);
+    let mut rig = Rig::held(BASE, sizes(), options(), 0);
     rig.library.insert("a".to_owned(), adapter());
     let mut admission = drawn();
     admission.choices[1].finished = true;
@@ -116,10 +115,10 @@ fn an_ended_choice_stays_ended_and_one_that_waits_leaves_too() {
 
 #[test]
 fn live_weights_keep_their_readers_until_all_have_to_go() {
-    let mut rig = Rig::new(BASE);
+    let mut rig = Rig::held(BASE, sizes(), options(), 0);
     let job = Job::new("ftjob-a", BASE, 3, &[Module::Q]);
     rig.start(&job);
-    rig.until(|rig| rig.gauges.training_jobs.load(Relaxed) == 1);
+    rig.until(|rig| rig.news_of("ftjob-a").contains(&JobEvent::Started));
     let live = || Target::LiveJob("ftjob-a".to_owned());
     let [short, long] = [5, TOKENS].map(|tokens| rig.chat(live(), &[1, 2], tokens));
     let base = rig.chat(Target::Base, &[1, 2], TOKENS);
@@ -140,9 +139,8 @@ fn live_weights_keep_their_readers_until_all_have_to_go() {
 fn adapters_come_before_their_requests_without_disturbing_others() {
     let mut few = sizes();
     few.slots = 2;
-    let mut rig = Rig::with(BASE, few, options());
-    let [a, b, c] = [1, 2, 3].map(|seed| Adapter::random(BASE, 3, &Module::ALL, seed));
-    rig.library.insert("c".to_owned(), c);
+    let mut rig = Rig::held(BASE, few, options(), 0);
+    let [a, b] = [1, 2].map(|seed| Adapter::random(BASE, 3, &Module::ALL, seed));
     rig.send(preloaded("a", &a));
     rig.send(preloaded("b", &b));
     rig.send(preloaded("wide", &Adapter::random(BASE, 17, &[Module::K], 1)));
@@ -165,7 +163,7 @@ fn adapters_come_before_their_requests_without_disturbing_others() {
 
 #[test]
 fn an_evicted_adapter_serves_its_readers_and_is_loaded_anew_for_others() {
-    let (mut rig, mut oracle) = (Rig::new(BASE), Oracle::new(BASE));
+    let (mut rig, mut oracle) = (Rig::held(BASE, sizes(), options(), 0), Oracle::new(BASE));
     rig.library.insert("a".to_owned(), adapter());
     let key = rig.chat(named("a"), &[1, 2], TOKENS);
     rig.until(|rig| !rig.answers[&key].tokens[0].is_empty());

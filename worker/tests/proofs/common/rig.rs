@@ -101,11 +101,20 @@ impl Rig {
 
     /// On a device whose results come late, when they were asked for `polls` times.
     pub fn late(base: &str, sizes: Sizes, options: Options, polls: usize) -> Self {
+        Self::build(base, sizes, options, polls, 4096)
+    }
+
+    /// The same; the engine gets no more than a few steps ahead of the test, however fast it is.
+    pub fn held(base: &str, sizes: Sizes, options: Options, polls: usize) -> Self {
+        Self::build(base, sizes, options, polls, 4)
+    }
+
+    fn build(base: &str, sizes: Sizes, options: Options, polls: usize, ahead: usize) -> Self {
         tokenizer();
         let mut model = model::<f32>(base, 1, sizes);
         model.device = model.device.late(polls);
         let (commands, inbox) = channel(64);
-        let (outbox, events) = channel(4096);
+        let (outbox, events) = channel(ahead);
         let gauges = Arc::new(Gauges::default());
         let engine = Engine::new(model, options, inbox, outbox, gauges.clone());
         Self {
