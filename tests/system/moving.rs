@@ -9,7 +9,7 @@ use common::processes::{Gateway, Process, loquetier, stores, worker};
 use common::{PATIENCE, chat_file, tiny_base};
 use futures::future::join_all;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -17,23 +17,32 @@ use std::time::{Duration, Instant};
 /// Tokens of a stream: enough that it is still open when something happens to it.
 const TOKENS: usize = 1200;
 
+/// Enough that a job that gives way to open streams is still running when all workers were replaced.
+const EPOCHS: usize = 30;
+
 /// The service, and what its clients shall see.
 struct Service {
     stores: Vec<String>,
+    base: PathBuf,
     gateway: Gateway,
     /// Fields of requests with the texts that an undisturbed worker answers.
     answers: Vec<(Value, String)>,
 }
 
 impl Service {
-    async fn new(stores: Vec<String>, base: &Path) -> (Self, Process) {
+    fn new(stores: Vec<String>, base: PathBuf) -> Self {
         let database = &stores[..2];
         assert!(loquetier().arg("migrate").args(database).status().unwrap().success());
         let key = loquetier().args(["keys", "create", "--operator"]).args(database).output();
         let key = String::from_utf8(key.unwrap().stdout).unwrap().trim().to_owned();
-        let first = worker("a", base, &stores);
         let gateway = Gateway::start(&stores, &key);
-        (Self { stores, gateway, answers: Vec::new() }, first)
+        Self { stores, base, gateway, answers: Vec::new() }
+    }
+
+    /// A worker that trains little while somebody chats.
+    fn worker(&self, id: &str) -> Process {
+        let training = ["--slo-tpot-ms", "1"].map(str::to_owned);
+        worker(id, &self.base, &[&self.stores[..], &training[..]].concat())
     }
 
     /// Asks everything at once, over and over until `stop`, and holds every text to the undisturbed
@@ -89,7 +98,7 @@ impl Service {
         ids.map(str::to_owned).collect()
     }
 
-    /// The worker that trains a job.
+    /// Waits until one worker alone trains a job: which.
     async fn trainer(&self, job: &str) -> String {
         let start = Instant::now();
         loop {
@@ -97,6 +106,14 @@ impl Service {
                 return holder.clone();
             }
             assert!(start.elapsed() < PATIENCE, "nobody trains {job}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn trained_by(&self, job: &str, worker: &str) {
+        let start = Instant::now();
+        while self.trainer(job).await != worker {
+            assert!(start.elapsed() < PATIENCE, "{job} does not come to {worker}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -142,7 +159,7 @@ async fn job(gateway: &Gateway) -> Value {
         "model": "tiny",
         "training_file": gateway.upload(chat_file(60)).await,
         "seed": 3,
-        "hyperparameters": {"n_epochs": 4, "batch_size": 2},
+        "hyperparameters": {"n_epochs": EPOCHS, "batch_size": 2},
         "lora": {"rank": 4},
     })
 }
@@ -151,8 +168,8 @@ async fn job(gateway: &Gateway) -> Value {
 async fn clients_notice_no_move_no_drain_and_no_restart() {
     let Some(stores) = stores() else { return };
     let scratch = tempfile::tempdir().unwrap();
-    let base = tiny_base(scratch.path());
-    let (mut service, a) = Service::new(stores, &base).await;
+    let mut service = Service::new(stores, tiny_base(scratch.path()));
+    let a = service.worker("a");
     let spec = job(&service.gateway).await;
     let start = Instant::now();
     let calm = service.gateway.succeeded(&service.gateway.create_job(&spec).await).await;
@@ -173,7 +190,7 @@ async fn clients_notice_no_move_no_drain_and_no_restart() {
     let adapter = service.gateway.get(&format!("/adapters/{model}")).await;
     let adapter = adapter["id"].as_str().unwrap();
 
-    let b = worker("b", &base, &service.stores);
+    let b = service.worker("b");
     let moved = service.under_load(service.migrate(adapter, "b")).await;
     assert_eq!(moved["residency"], "device", "{moved}");
     assert_eq!(service.holders(adapter).await, ["b"]);
@@ -185,21 +202,21 @@ async fn clients_notice_no_move_no_drain_and_no_restart() {
     if service.trainer(&job).await == "a" {
         assert_eq!(service.migrate(&job, "b").await["id"], job);
     }
-    assert_eq!(service.trainer(&job).await, "b");
+    service.trained_by(&job, "b").await;
     let told = service.under_load(service.drain("b")).await.unwrap();
     assert!(told.contains("worker 'b' is gone"), "{told}");
     assert!(b.ended().await);
-    assert_eq!(service.trainer(&job).await, "a");
+    service.trained_by(&job, "a").await;
 
     // Every worker is replaced, one after the other.
-    let b = worker("b", &base, &service.stores);
+    let b = service.worker("b");
     let (a, b) = service
         .under_load(async {
             let mut fresh = Vec::new();
             for (id, old) in [("a", a), ("b", b)] {
                 old.signal("-TERM");
                 assert!(old.ended().await);
-                fresh.push(worker(id, &base, &service.stores));
+                fresh.push(service.worker(id));
             }
             (fresh.remove(0), fresh.remove(0))
         })
