@@ -61,7 +61,7 @@ pub async fn migrate_adapter(
     }
     let row = find(&gateway, &id).await?;
     move_adapter(&gateway, &row, &way).await?;
-    Ok(Json(Migrated::Adapter(shown(&gateway, row).await?)))
+    Ok(Json(Migrated::Adapter(Box::new(shown(&gateway, row).await?))))
 }
 
 /// Operators only: let go of an adapter's copies. Its requests finish; the next one loads it anew.

@@ -100,7 +100,7 @@ pub struct CopyObject {
 #[serde(untagged)]
 pub enum Migrated {
     /// An adapter.
-    Adapter(AdapterObject),
+    Adapter(Box<AdapterObject>),
     /// A running job.
     Job(Box<FineTuningJob>),
 }

@@ -56,7 +56,7 @@ pub async fn hand_over(shared: &Shared, grace: Duration) {
             announce(shared, &successors).await;
         }
         let now = Instant::now();
-        if lock(&shared.routes).len() == 0 || now >= deadline + LAST_WAIT {
+        if lock(&shared.routes).is_empty() || now >= deadline + LAST_WAIT {
             return;
         }
         let leaving = match successors.is_empty() {
