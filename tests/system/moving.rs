@@ -1,4 +1,4 @@
-//! What an operator may do to workers under open streams and a running job, without a client
+//! What an operator may do to workers under open streams and running jobs, without a client
 //! noticing: move an adapter, move a job, drain a worker, restart all of them in turn.
 
 #![allow(clippy::unwrap_used)]
@@ -9,22 +9,26 @@ use common::processes::{Gateway, Process, loquetier, stores, worker};
 use common::{PATIENCE, chat_file, tiny_base};
 use futures::future::join_all;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Tokens of a stream: enough that it is still open when something happens to it.
 const TOKENS: usize = 1200;
 
-/// Enough that a job that gives way to open streams is still running when all workers were replaced.
-const EPOCHS: usize = 30;
+/// Jobs at once.
+const JOBS: usize = 3;
 
 /// The service, and what its clients shall see.
 struct Service {
     stores: Vec<String>,
     base: PathBuf,
     gateway: Gateway,
+    /// A job and the weights that an undisturbed worker makes of it.
+    job: Value,
+    adapter: Vec<u8>,
     /// Fields of requests with the texts that an undisturbed worker answers.
     answers: Vec<(Value, String)>,
 }
@@ -36,13 +40,36 @@ impl Service {
         let key = loquetier().args(["keys", "create", "--operator"]).args(database).output();
         let key = String::from_utf8(key.unwrap().stdout).unwrap().trim().to_owned();
         let gateway = Gateway::start(&stores, &key);
-        Self { stores, base, gateway, answers: Vec::new() }
+        Self { stores, base, gateway, job: Value::Null, adapter: Vec::new(), answers: Vec::new() }
     }
 
-    /// A worker that trains little while somebody chats.
     fn worker(&self, id: &str) -> Process {
-        let training = ["--slo-tpot-ms", "1"].map(str::to_owned);
-        worker(id, &self.base, &[&self.stores[..], &training[..]].concat())
+        worker(id, &self.base, &self.stores)
+    }
+
+    /// Has everything done once by a worker that nobody disturbs; the model of the adapter.
+    async fn calm(&mut self) -> String {
+        self.job = json!({
+            "model": "tiny",
+            "training_file": self.gateway.upload(chat_file(60)).await,
+            "seed": 3,
+            "hyperparameters": {"n_epochs": 12, "batch_size": 2},
+            "lora": {"rank": 4},
+        });
+        let job = self.gateway.create_job(&self.job).await;
+        let row = self.gateway.succeeded(&job).await;
+        self.adapter = self.weights(&row).await;
+        let model = row["fine_tuned_model"].as_str().unwrap();
+        for fields in [
+            json!({"model": model, "max_tokens": TOKENS, "temperature": 0}),
+            json!({"model": model, "max_tokens": TOKENS, "temperature": 1, "seed": 5}),
+            json!({"model": "tiny", "max_tokens": TOKENS, "temperature": 1, "seed": 6}),
+        ] {
+            let text = self.gateway.stream(&fields, || ()).await;
+            assert!(text.len() > TOKENS / 2, "{text}");
+            self.answers.push((fields, text));
+        }
+        model.to_owned()
     }
 
     /// Asks everything at once, over and over until `stop`, and holds every text to the undisturbed
@@ -60,10 +87,26 @@ impl Service {
         join_all(self.answers.iter().map(one)).await.into_iter().sum()
     }
 
-    /// Does something while clients ask.
-    async fn under_load<T>(&self, work: impl Future<Output = T>) -> T {
-        let stop = Arc::new(AtomicBool::new(false));
-        let before = self.replacements().await;
+    /// Trains the same adapter several times at once, over and over until `stop`, and holds every
+    /// result to the undisturbed one; how many jobs that were.
+    async fn trainers(&self, stop: &AtomicBool) -> usize {
+        let one = async |_| {
+            let mut jobs = 0;
+            while !stop.load(Relaxed) {
+                let job = self.gateway.create_job(&self.job).await;
+                let row = self.gateway.succeeded(&job).await;
+                assert!(self.weights(&row).await == self.adapter, "{job} came to something else");
+                jobs += 1;
+            }
+            jobs
+        };
+        join_all((0..JOBS).map(one)).await.into_iter().sum()
+    }
+
+    /// Does something while clients chat and train; how many streams were moved meanwhile, too.
+    async fn under_load<T>(&self, what: &str, work: impl Future<Output = T>) -> (T, u64) {
+        let stop = AtomicBool::new(false);
+        let (streams, jobs) = (self.replacements().await, self.moved_jobs());
         let work = async {
             // The streams shall be open.
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -71,11 +114,11 @@ impl Service {
             stop.store(true, Relaxed);
             done
         };
-        let (done, streams) = tokio::join!(work, self.clients(&stop));
-        let moved = self.replacements().await - before;
-        println!("{streams} streams, {moved} moves");
-        assert!(moved > 0, "no stream was moved");
-        done
+        let (done, asked, trained) = tokio::join!(work, self.clients(&stop), self.trainers(&stop));
+        let streams = self.replacements().await - streams;
+        let jobs = self.moved_jobs() - jobs;
+        println!("{what}: {streams} moves of {asked} streams, {jobs} of {trained} jobs moved");
+        (done, streams)
     }
 
     /// Streams that the gateway has placed again.
@@ -98,23 +141,57 @@ impl Service {
         ids.map(str::to_owned).collect()
     }
 
-    /// Waits until one worker alone trains a job: which.
-    async fn trainer(&self, job: &str) -> String {
+    /// Jobs that more than one worker has trained: to check the files is a claim, too.
+    fn moved_jobs(&self) -> u64 {
+        let count = "SELECT COUNT(*) FROM jobs WHERE attempt > 2";
+        let output = Command::new("psql").args([&self.stores[1], "-qtAc", count]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+    }
+
+    /// A job that trains at the moment, and where: anywhere, or on this worker.
+    async fn running_job(&self, on: Option<&str>) -> (String, String) {
         let start = Instant::now();
         loop {
-            if let [holder] = &self.holders(job).await[..] {
-                return holder.clone();
+            for worker in self.gateway.get("/workers").await["data"].as_array().unwrap() {
+                let id = worker["id"].as_str().unwrap();
+                let copies = worker["adapters"].as_array().unwrap();
+                let job = copies.iter().filter_map(|copy| copy["id"].as_str());
+                let job = job.filter(|_| on.is_none_or(|on| on == id));
+                if let Some(job) = job.into_iter().find(|id| id.starts_with("ftjob-")) {
+                    return (job.to_owned(), id.to_owned());
+                }
             }
-            assert!(start.elapsed() < PATIENCE, "nobody trains {job}");
+            assert!(start.elapsed() < PATIENCE, "nobody trains on {on:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    async fn trained_by(&self, job: &str, worker: &str) {
+    /// Waits until no worker holds anything for a request.
+    async fn until_idle(&self) {
         let start = Instant::now();
-        while self.trainer(job).await != worker {
-            assert!(start.elapsed() < PATIENCE, "{job} does not come to {worker}");
+        loop {
+            let workers = self.gateway.get("/workers").await;
+            let idle = |worker: &Value| {
+                worker["requests"] == 0 && worker["free_blocks"] == worker["total_blocks"]
+            };
+            if workers["data"].as_array().unwrap().iter().all(idle) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{workers}");
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Moves some job that runs; those that end just now are passed over.
+    async fn migrate_a_job(&self) {
+        let start = Instant::now();
+        loop {
+            let (job, _) = self.running_job(None).await;
+            let reply = self.gateway.try_post(&format!("/adapters/{job}/migrate")).await;
+            if reply["id"] == job && reply["status"] == "running" {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{reply}");
         }
     }
 
@@ -154,80 +231,48 @@ fn file_of_tar(archive: &[u8]) -> Vec<u8> {
     panic!("no weights in the archive");
 }
 
-async fn job(gateway: &Gateway) -> Value {
-    json!({
-        "model": "tiny",
-        "training_file": gateway.upload(chat_file(60)).await,
-        "seed": 3,
-        "hyperparameters": {"n_epochs": EPOCHS, "batch_size": 2},
-        "lora": {"rank": 4},
-    })
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_notice_no_move_no_drain_and_no_restart() {
     let Some(stores) = stores() else { return };
     let scratch = tempfile::tempdir().unwrap();
     let mut service = Service::new(stores, tiny_base(scratch.path()));
-    let a = service.worker("a");
-    let spec = job(&service.gateway).await;
-    let start = Instant::now();
-    let calm = service.gateway.succeeded(&service.gateway.create_job(&spec).await).await;
-    println!("the undisturbed job: {:?}", start.elapsed());
-    let expected = service.weights(&calm).await;
-    let model = calm["fine_tuned_model"].as_str().unwrap();
-    for fields in [
-        json!({"model": model, "max_tokens": TOKENS, "temperature": 0}),
-        json!({"model": model, "max_tokens": TOKENS, "temperature": 1, "seed": 5}),
-        json!({"model": "tiny", "max_tokens": TOKENS, "temperature": 1, "seed": 6}),
-    ] {
-        let start = Instant::now();
-        let text = service.gateway.stream(&fields, || ()).await;
-        println!("an undisturbed stream: {:?}", start.elapsed());
-        assert!(text.len() > TOKENS / 2, "{text}");
-        service.answers.push((fields, text));
-    }
+    let mut workers = BTreeMap::from([("a".to_owned(), service.worker("a"))]);
+    let model = service.calm().await;
     let adapter = service.gateway.get(&format!("/adapters/{model}")).await;
     let adapter = adapter["id"].as_str().unwrap();
 
-    let b = service.worker("b");
-    let moved = service.under_load(service.migrate(adapter, "b")).await;
-    assert_eq!(moved["residency"], "device", "{moved}");
-    assert_eq!(service.holders(adapter).await, ["b"]);
+    workers.insert("b".to_owned(), service.worker("b"));
+    let (reply, moves) =
+        service.under_load("an adapter moves", service.migrate(adapter, "b")).await;
+    assert_eq!(reply["residency"], "device", "{reply}");
+    assert!(moves > 0, "its streams were open at `a`");
+    assert!(service.holders(adapter).await.contains(&"b".to_owned()));
 
-    // A job moves to `b`, which is drained then; so it goes on at `a`.
+    service.under_load("a job moves", service.migrate_a_job()).await;
+    assert!(service.moved_jobs() > 0);
+
     let complaint = service.drain("nobody").await.unwrap_err();
     assert!(complaint.contains("no live worker 'nobody'; alive: a, b"), "{complaint}");
-    let job = service.gateway.create_job(&spec).await;
-    if service.trainer(&job).await == "a" {
-        assert_eq!(service.migrate(&job, "b").await["id"], job);
-    }
-    service.trained_by(&job, "b").await;
-    let told = service.under_load(service.drain("b")).await.unwrap();
-    assert!(told.contains("worker 'b' is gone"), "{told}");
-    assert!(b.ended().await);
-    service.trained_by(&job, "a").await;
+    let drain = async {
+        let (_, id) = service.running_job(None).await;
+        let told = service.drain(&id).await.unwrap();
+        assert!(told.contains(&format!("worker '{id}' is gone")), "{told}");
+        assert!(workers.remove(&id).unwrap().ended().await);
+        workers.insert(id.clone(), service.worker(&id));
+    };
+    service.under_load("a worker is drained", drain).await;
 
-    // Every worker is replaced, one after the other.
-    let b = service.worker("b");
-    let (a, b) = service
-        .under_load(async {
-            let mut fresh = Vec::new();
-            for (id, old) in [("a", a), ("b", b)] {
-                old.signal("-TERM");
-                assert!(old.ended().await);
-                fresh.push(service.worker(id));
-            }
-            (fresh.remove(0), fresh.remove(0))
-        })
-        .await;
-    let done = service.gateway.get(&format!("/fine_tuning/jobs/{job}")).await;
-    assert_eq!(done["status"], "running", "the job was to outlast it all: {done}");
-    let done = service.gateway.succeeded(&job).await;
-    assert!(service.weights(&done).await == expected, "the adapters differ");
-    for worker in service.gateway.get("/workers").await["data"].as_array().unwrap() {
-        assert_eq!((&worker["requests"], &worker["draining"]), (&json!(0), &json!(false)));
-        assert_eq!(worker["free_blocks"], worker["total_blocks"], "{worker}");
-    }
-    drop((a, b));
+    let restart = async {
+        for id in ["a", "b"] {
+            service.running_job(Some(id)).await;
+            let old = workers.remove(id).unwrap();
+            old.signal("-TERM");
+            assert!(old.ended().await, "{id}");
+            workers.insert(id.to_owned(), service.worker(id));
+        }
+    };
+    let before = service.moved_jobs();
+    let ((), moves) = service.under_load("all workers are replaced", restart).await;
+    assert!(moves > 0 && service.moved_jobs() > before);
+    service.until_idle().await;
 }

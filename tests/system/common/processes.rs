@@ -139,6 +139,12 @@ impl Gateway {
         reply
     }
 
+    /// `POST` without a body; the reply, whatever it is.
+    pub async fn try_post(&self, path: &str) -> Value {
+        let reply = self.request(reqwest::Method::POST, path).send().await.unwrap();
+        reply.json().await.unwrap()
+    }
+
     /// Uploads a training file; its id.
     pub async fn upload(&self, lines: String) -> String {
         let part = reqwest::multipart::Part::bytes(lines.into_bytes()).file_name("t.jsonl");
@@ -148,7 +154,7 @@ impl Gateway {
         file["id"].as_str().unwrap_or_else(|| panic!("{file}")).to_owned()
     }
 
-    /// Text and bytes of whatever is not JSON.
+    /// `GET` of whatever is not JSON.
     pub async fn bytes(&self, path: &str) -> Vec<u8> {
         let reply = self.request(reqwest::Method::GET, path).send().await.unwrap();
         assert!(reply.status().is_success(), "{path}: {}", reply.status());
