@@ -3,6 +3,7 @@
 use sqlx::AnyPool;
 use storage::db::Role;
 use storage::{Db, Error, Storage};
+use tokio::io::AsyncReadExt;
 
 use crate::rig::{ORG, Rig};
 
@@ -115,4 +116,20 @@ async fn what_cannot_be_opened_is_said() {
     // Port 1 of this machine: refused at once, and known as "away".
     let away = Db::open_url("postgres://x@127.0.0.1:1/x").await.expect_err("nobody listens");
     assert!(away.is_unavailable(), "{away}");
+}
+
+/// As a balancer does that has no database behind it just now.
+#[tokio::test]
+async fn a_connection_closed_without_an_answer_counts_as_away() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let closing = tokio::spawn(async move {
+        let (mut connection, _) = listener.accept().await.expect("a connection");
+        // Read first: closing over unread bytes would be a reset, which is known to be one.
+        let mut request = [0; 8];
+        connection.read_exact(&mut request).await.expect("a request");
+    });
+    let error = Db::open_url(&format!("postgres://x@{address}/x")).await.expect_err("no answer");
+    closing.await.expect("closes");
+    assert!(error.is_unavailable(), "{error}");
 }
