@@ -59,8 +59,6 @@ pub struct Flight {
     request: Request,
     choices: Vec<Replay>,
     admission: Option<Admission>,
-    /// Fingerprint of the weights that the tokens so far are of.
-    version: String,
     /// Workers that it lost or that had no room.
     losses: u32,
     /// No worker has admitted the placement that counts.
@@ -71,14 +69,7 @@ impl Flight {
     /// A request not placed yet.
     pub fn new(request: Request) -> Flight {
         let choices = vec![Replay::default(); request.choices as usize];
-        Flight {
-            request,
-            choices,
-            admission: None,
-            version: String::new(),
-            losses: 0,
-            waiting: true,
-        }
+        Flight { request, choices, admission: None, losses: 0, waiting: true }
     }
 
     /// The placement that counts.
@@ -149,12 +140,16 @@ impl Flight {
         &self.request
     }
 
-    /// The first admission counts. A later one must be of the same weights where they could have
-    /// changed: those of a running job, of which the client has text already.
+    /// The first admission counts: the client has been told its fingerprint. A later one must be of
+    /// the same weights where they could have changed: those of a running job.
     fn admit(&mut self, admission: Admission) -> Effect {
+        let Some(first) = &self.admission else {
+            self.waiting = false;
+            self.admission = Some(admission);
+            return Effect::Admitted;
+        };
         let live = matches!(self.request.target, Target::Job { .. });
-        let begun = self.choices.iter().any(|choice| !choice.tokens.is_empty());
-        if live && begun && self.version != admission.fingerprint {
+        if live && first.fingerprint != admission.fingerprint {
             return Effect::Fail(Refusal {
                 kind: RefusalKind::Overloaded,
                 message: "The version of the job's model that was answering is gone with its \
@@ -163,15 +158,8 @@ impl Flight {
                 param: None,
             });
         }
-        if !begun {
-            self.version.clone_from(&admission.fingerprint);
-        }
         self.waiting = false;
-        if self.admission.is_some() {
-            return Effect::Ignore;
-        }
-        self.admission = Some(admission);
-        Effect::Admitted
+        Effect::Ignore
     }
 
     fn move_on(&mut self, last_word: Refusal) -> Effect {
@@ -324,12 +312,21 @@ mod tests {
         let mut flight = Flight::new(Request { target: job, ..request(1) });
         flight.receive(0, admitted("fp_1"));
         flight.next_attempt();
-        assert_eq!(flight.receive(1, admitted("fp_2")), Effect::Ignore, "nothing was sent yet");
+        assert_eq!(flight.receive(1, admitted("fp_1")), Effect::Ignore);
         flight.receive(1, tokens(0, 0, &[7], "a", None));
         flight.next_attempt();
-        assert_eq!(flight.receive(2, admitted("fp_2")), Effect::Ignore);
+        let ended = flight.receive(2, admitted("fp_2"));
+        assert!(matches!(ended, Effect::Fail(r) if r.message.contains("is gone")), "{flight:?}");
+    }
+
+    #[test]
+    fn a_version_that_was_told_is_the_one_that_answers() {
+        let job = Target::Job { job_id: "ftjob-1".to_owned() };
+        let mut flight = Flight::new(Request { target: job, ..request(1) });
+        flight.receive(0, admitted("fp_1"));
         flight.next_attempt();
-        let ended = flight.receive(3, admitted("fp_1"));
+        // No text yet, but the head of the stream has named the version.
+        let ended = flight.receive(1, admitted("fp_2"));
         assert!(matches!(ended, Effect::Fail(r) if r.message.contains("is gone")), "{flight:?}");
     }
 
