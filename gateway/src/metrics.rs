@@ -31,8 +31,9 @@ pub fn install() {
     });
 }
 
-/// The text format.
-pub fn render() -> String {
+/// The text format; `open_requests` are those of this moment.
+pub fn render(open_requests: usize) -> String {
+    metrics::gauge!("loquetier_open_requests").set(open_requests as f64);
     RECORDER.get().map(PrometheusHandle::render).unwrap_or_default()
 }
 

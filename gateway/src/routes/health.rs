@@ -76,5 +76,5 @@ pub async fn metrics(State(gateway): State<Arc<Gateway>>, request: Request) -> A
         }
     }
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    Ok((kind, crate::metrics::render()).into_response())
+    Ok((kind, crate::metrics::render(gateway.open_requests())).into_response())
 }
