@@ -2,9 +2,11 @@
 # A private Postgres for tests.
 #   tests/postgres.sh start DIR   starts one with its data in DIR and prints its URL
 #   tests/postgres.sh stop DIR    stops it and removes its data
+#   tests/postgres.sh kill DIR    kills it; what was committed stays
+#   tests/postgres.sh again DIR   starts a killed one again, at the same URL
 # Works as root (the server then runs as the user `postgres`, who must be able to reach DIR) and as
 # an ordinary user. Listens on a free loopback port, with a password nobody else knows; nothing is
-# flushed to disk, so it is fast and not for keeping.
+# flushed to disk, so it is fast, outlives its own death, and not that of the machine.
 set -euo pipefail
 
 fail() {
@@ -64,7 +66,7 @@ start() {
         if as_owner "$programs/pg_ctl" --pgdata "$dir/data" --log "$dir/log" --silent --wait \
             --options "-c listen_addresses=127.0.0.1 -c port=$port \
                 -c unix_socket_directories='$dir' -c max_connections=300 -c shared_buffers=64MB \
-                -c fsync=off -c synchronous_commit=off -c full_page_writes=off" \
+                -c fsync=off -c full_page_writes=off" \
             start >/dev/null 2>&1; then
             echo "postgres://loquetier:$password@127.0.0.1:$port/postgres"
             return
@@ -83,10 +85,28 @@ stop() {
     rmdir "$dir" 2>/dev/null || true
 }
 
-[ $# -eq 2 ] || fail "usage: $0 start|stop DIR"
+kill_server() {
+    local dir=$1
+    as_owner "$(find_programs)/pg_ctl" --pgdata "$dir/data" --silent --wait --mode immediate stop
+}
+
+again() {
+    local dir=$1
+    # Restarting takes the options of the last start.
+    as_owner "$(find_programs)/pg_ctl" --pgdata "$dir/data" --log "$dir/log" --silent --wait \
+        restart >/dev/null 2>&1 || {
+        cat "$dir/log" >&2
+        fail "the server did not start again"
+    }
+}
+
+usage="usage: $0 start|stop|kill|again DIR"
+[ $# -eq 2 ] || fail "$usage"
 dir=$(realpath -m "$2")
 case $1 in
     start) start "$dir" ;;
     stop) stop "$dir" ;;
-    *) fail "usage: $0 start|stop DIR" ;;
+    kill) kill_server "$dir" ;;
+    again) again "$dir" ;;
+    *) fail "$usage" ;;
 esac
