@@ -71,8 +71,10 @@ impl<D: Device> Engine<D> {
             Target::Base => (None, "base".to_owned()),
             Target::LiveJob(job) => match self.training.published(job) {
                 Some((slot, step)) => (Some(slot), format!("{job}@{step}")),
+                // Not gone: it has just ended here, or another worker goes on with it.
                 None => {
-                    let fault = model_gone(job);
+                    let message = format!("the job '{job}' has left its worker");
+                    let fault = Fault { kind: FaultKind::Overloaded, message, param: None };
                     self.outputs.push((admission.key, Output::Failed(fault)));
                     return Ok(());
                 }

@@ -145,7 +145,7 @@ fn what_cannot_be_served_is_refused() {
         assert!(failed.contains(part), "{failed}");
     }
     let key = rig.chat(Target::LiveJob("ftjob-none".to_owned()), &[1], 1);
-    assert!(rig.answer(key).failed.unwrap().contains("`ftjob-none` does not exist"));
+    assert!(rig.answer(key).failed.unwrap().contains("'ftjob-none' has left its worker"));
     let parked = Target::Adapter("slow".to_owned());
     let waiting = [rig.chat(parked.clone(), &[1], 1), rig.chat(parked.clone(), &[2], 1)];
     let key = rig.chat(parked, &[3], 1);
