@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 
 use storage::db::{
-    By, Claim, Intent, JobRow, JobStatus, JobWrite, NewCheckpoint, NewEvent, Renewed,
+    By, Claim, Intent, JobError, JobRow, JobStatus, JobWrite, NewCheckpoint, NewEvent, Renewed,
     ResumePointRow, StatusChange, Written, event_kind, may_change,
 };
 
 /// Resume points kept of one job.
 const KEPT: usize = 2;
+/// Claims without progress after which a job fails.
+const FRUITLESS: i64 = 3;
 
 /// An event as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,9 @@ pub struct Row {
     pub job: JobRow,
     pub lease_until: i64,
     event_sequence: i64,
+    /// Claims in a row that came no further.
+    fruitless: i64,
+    furthest_step: i64,
     pub events: Vec<Event>,
     /// Attempt by step.
     pub points: BTreeMap<i64, i64>,
@@ -81,6 +86,8 @@ impl Row {
             job,
             lease_until: 0,
             event_sequence: 0,
+            fruitless: 0,
+            furthest_step: 0,
             events: Vec::new(),
             points: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
@@ -146,7 +153,27 @@ impl Row {
         }
     }
 
+    /// Fails after claims that all ended with their worker.
+    fn give_up(&mut self, to: JobStatus, now: i64) {
+        let what = if to == JobStatus::ValidatingFiles { "checking its files" } else { "training" };
+        self.end(JobStatus::Failed, now);
+        self.job.error = Some(JobError {
+            code: "worker_lost".to_owned(),
+            message: format!(
+                "The job failed: {what} was tried {FRUITLESS} times, and each time its worker \
+                 was lost before it came any further."
+            ),
+            param: None,
+        });
+        self.add_events(&[NewEvent::info(event_kind::FAILED, 0, "failed")]);
+    }
+
     fn write(&mut self, claim: &Claim, write: &JobWrite, now: i64) -> Vec<ResumePointRow> {
+        let reached = write.resume_point.max(write.progress.map(|progress| progress.step));
+        if write.status.is_some() || reached.is_some_and(|step| step > self.furthest_step) {
+            self.fruitless = 0;
+        }
+        self.furthest_step = self.furthest_step.max(reached.unwrap_or(0));
         let job = &mut self.job;
         if let Some(progress) = write.progress {
             job.step = progress.step;
@@ -206,9 +233,16 @@ impl Rows {
     /// Takes the oldest job that may go to `to` and whose lease has run out.
     pub fn claim(&mut self, worker: &str, lease_ms: i64, to: JobStatus, now: i64) -> Option<Claim> {
         let free = |row: &&mut Row| row.may(to, By::Claimant) && row.lease_until <= now;
-        let row = self.rows.iter_mut().find(free)?;
+        let row = loop {
+            let row = self.rows.iter_mut().find(free)?;
+            if row.fruitless < FRUITLESS {
+                break self.rows.iter_mut().find(free)?;
+            }
+            row.give_up(to, now);
+        };
         row.job.owner = Some(worker.to_owned());
         row.job.attempt += 1;
+        row.fruitless += 1;
         row.job.status = to;
         row.lease_until = now + lease_ms;
         if to == JobStatus::Running {
@@ -238,6 +272,7 @@ impl Rows {
         {
             row.job.owner = None;
             row.lease_until = 0;
+            row.fruitless = (row.fruitless - 1).max(0);
         }
     }
 

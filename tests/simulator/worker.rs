@@ -212,6 +212,11 @@ impl World {
                 }
             }
             ToWorker::JobNudge { job_id } => self.nudged(index, &job_id),
+            // Words of operators, whom this world does not have.
+            ToWorker::Load { .. }
+            | ToWorker::Evict { .. }
+            | ToWorker::MoveJob { .. }
+            | ToWorker::Drain => {}
         }
     }
 
