@@ -11,9 +11,10 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use storage::Db;
+use storage::db::{MetadataFilter, Page};
 
 /// Tokens of a stream: enough that it is still open when something happens to it.
 const TOKENS: usize = 1200;
@@ -21,8 +22,8 @@ const TOKENS: usize = 1200;
 /// Jobs at once.
 const JOBS: usize = 3;
 
-/// The service, and what its clients shall see.
-struct Service {
+/// A running service, and what its clients shall see.
+struct Site {
     stores: Vec<String>,
     base: PathBuf,
     gateway: Gateway,
@@ -33,7 +34,7 @@ struct Service {
     answers: Vec<(Value, String)>,
 }
 
-impl Service {
+impl Site {
     fn new(stores: Vec<String>, base: PathBuf) -> Self {
         let database = &stores[..2];
         assert!(loquetier().arg("migrate").args(database).status().unwrap().success());
@@ -106,7 +107,7 @@ impl Service {
     /// Does something while clients chat and train; how many streams were moved meanwhile, too.
     async fn under_load<T>(&self, what: &str, work: impl Future<Output = T>) -> (T, u64) {
         let stop = AtomicBool::new(false);
-        let (streams, jobs) = (self.replacements().await, self.moved_jobs());
+        let (streams, jobs) = (self.replacements().await, self.moved_jobs().await);
         let work = async {
             // The streams shall be open.
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -116,7 +117,7 @@ impl Service {
         };
         let (done, asked, trained) = tokio::join!(work, self.clients(&stop), self.trainers(&stop));
         let streams = self.replacements().await - streams;
-        let jobs = self.moved_jobs() - jobs;
+        let jobs = self.moved_jobs().await - jobs;
         println!("{what}: {streams} moves of {asked} streams, {jobs} of {trained} jobs moved");
         (done, streams)
     }
@@ -142,10 +143,12 @@ impl Service {
     }
 
     /// Jobs that more than one worker has trained: to check the files is a claim, too.
-    fn moved_jobs(&self) -> u64 {
-        let count = "SELECT COUNT(*) FROM jobs WHERE attempt > 2";
-        let output = Command::new("psql").args([&self.stores[1], "-qtAc", count]).output().unwrap();
-        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+    async fn moved_jobs(&self) -> usize {
+        let db = Db::open_shared(&self.stores[1]).await.unwrap();
+        let (page, all) = (Page::first(1000), MetadataFilter::default());
+        let jobs = db.jobs().list("org-local", &page, &all).await.unwrap().rows;
+        db.close().await;
+        jobs.iter().filter(|job| job.attempt > 2).count()
     }
 
     /// A job that trains at the moment, and where: anywhere, or on this worker.
@@ -235,7 +238,7 @@ fn file_of_tar(archive: &[u8]) -> Vec<u8> {
 async fn clients_notice_no_move_no_drain_and_no_restart() {
     let Some(stores) = stores() else { return };
     let scratch = tempfile::tempdir().unwrap();
-    let mut service = Service::new(stores, tiny_base(scratch.path()));
+    let mut service = Site::new(stores, tiny_base(scratch.path()));
     let mut workers = BTreeMap::from([("a".to_owned(), service.worker("a"))]);
     let model = service.calm().await;
     let adapter = service.gateway.get(&format!("/adapters/{model}")).await;
@@ -249,7 +252,7 @@ async fn clients_notice_no_move_no_drain_and_no_restart() {
     assert!(service.holders(adapter).await.contains(&"b".to_owned()));
 
     service.under_load("a job moves", service.migrate_a_job()).await;
-    assert!(service.moved_jobs() > 0);
+    assert!(service.moved_jobs().await > 0);
 
     let complaint = service.drain("nobody").await.unwrap_err();
     assert!(complaint.contains("no live worker 'nobody'; alive: a, b"), "{complaint}");
@@ -271,8 +274,8 @@ async fn clients_notice_no_move_no_drain_and_no_restart() {
             workers.insert(id.to_owned(), service.worker(id));
         }
     };
-    let before = service.moved_jobs();
+    let before = service.moved_jobs().await;
     let ((), moves) = service.under_load("all workers are replaced", restart).await;
-    assert!(moves > 0 && service.moved_jobs() > before);
+    assert!(moves > 0 && service.moved_jobs().await > before);
     service.until_idle().await;
 }

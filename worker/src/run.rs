@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::engine::command::{Command, Leaving};
 use crate::engine::gauges::Gauges;
 use crate::intake::{Bounds, Shared, adapters, adapters::Adapters, drain, inbox, jobs, presence};
-use crate::model::Model;
+use crate::model::{Model, Sizes};
 use crate::options::WorkerOptions;
 use crate::outlet;
 use crate::plan::MemoryPlan;
@@ -91,24 +91,9 @@ impl Worker {
             bounds,
             commands,
         });
-        let engine_options = shared.options.engine();
-        let (ready, loaded) = tokio::sync::oneshot::channel();
-        let engine = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
-            let model = BaseWeights::load(&device, &files, sizes.max_positions)
-                .map_err(anyhow::Error::from)
-                .and_then(|base| Ok(Model::new(device, config, base, sizes)?));
-            match model {
-                Ok(model) => {
-                    let engine = Engine::new(model, engine_options, command_reader, events, gauges);
-                    let _ = ready.send(Ok(()));
-                    engine.run();
-                }
-                Err(error) => {
-                    let _ = ready.send(Err(error));
-                }
-            }
-        })?;
-        loaded.await.context("the engine thread ended while it loaded the base")??;
+        let options = shared.options.engine();
+        let run = move |model| Engine::new(model, options, command_reader, events, gauges).run();
+        let engine = start_engine(device, files, config, sizes, run).await?;
 
         let inbox = shared.storage.queue.open_inbox(presence::of(&shared)).await?;
         tokio::spawn(adapters::preload(shared.clone(), wanted_reader));
@@ -190,6 +175,34 @@ impl Worker {
             Err(error) => tracing::error!(%error, "the inbox was not read to its end"),
         }
     }
+}
+
+/// Puts the base on the device and runs the engine, on a thread of its own; returns once the engine
+/// takes commands.
+async fn start_engine<D: Device>(
+    device: D,
+    files: BaseFiles,
+    config: BaseConfig,
+    sizes: Sizes,
+    run: impl FnOnce(Model<D>) + Send + 'static,
+) -> anyhow::Result<JoinHandle<()>> {
+    let (ready, loaded) = tokio::sync::oneshot::channel();
+    let engine = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        let model = BaseWeights::load(&device, &files, sizes.max_positions)
+            .map_err(anyhow::Error::from)
+            .and_then(|base| Ok(Model::new(device, config, base, sizes)?));
+        match model {
+            Ok(model) => {
+                let _ = ready.send(Ok(()));
+                run(model);
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        }
+    })?;
+    loaded.await.context("the engine thread ended while it loaded the base")??;
+    Ok(engine)
 }
 
 /// Tokenizer and chat template that lie beside the weights.
