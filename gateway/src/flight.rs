@@ -13,6 +13,10 @@ use storage::queue::message::{
 /// through all of them.
 const LOSSES_MAX: u32 = 4;
 
+/// Lost messages of one request before it is given up. The queue's doing, not the request's: when
+/// it comes back empty, each worker's next message can show another hole.
+const HOLES_MAX: u32 = 16;
+
 /// Placements in all; only hand-overs, which say nothing against the request, come near.
 const ATTEMPTS_MAX: u32 = 1000;
 
@@ -27,6 +31,15 @@ pub struct Delta {
     pub text: String,
     /// The choice ends here.
     pub finish: Option<Finish>,
+}
+
+/// What a request has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Its worker is gone, or did not answer.
+    Worker,
+    /// A message of its worker, or all that the queue held.
+    Message,
 }
 
 /// What the caller has to do after a message.
@@ -61,6 +74,8 @@ pub struct Flight {
     admission: Option<Admission>,
     /// Workers that it lost or that had no room.
     losses: u32,
+    /// Messages that were lost.
+    holes: u32,
     /// No worker has admitted the placement that counts.
     waiting: bool,
 }
@@ -69,7 +84,7 @@ impl Flight {
     /// A request not placed yet.
     pub fn new(request: Request) -> Flight {
         let choices = vec![Replay::default(); request.choices as usize];
-        Flight { request, choices, admission: None, losses: 0, waiting: true }
+        Flight { request, choices, admission: None, losses: 0, holes: 0, waiting: true }
     }
 
     /// The placement that counts.
@@ -110,7 +125,7 @@ impl Flight {
                 self.advance(first, Delta { choice, tokens, text, finish })
             }
             Update::Moved if self.request.attempt + 1 < ATTEMPTS_MAX => Effect::PlaceAgain,
-            Update::Moved => self.lose_worker(),
+            Update::Moved => self.lose(Loss::Worker),
             // A worker that drains or is full now says nothing about the request itself.
             Update::Failed(refusal) if refusal.kind == RefusalKind::Overloaded => {
                 self.move_on(refusal)
@@ -120,9 +135,13 @@ impl Flight {
     }
 
     /// The worker is gone, or a message of it was lost.
-    pub fn lose_worker(&mut self) -> Effect {
+    pub fn lose(&mut self, loss: Loss) -> Effect {
         if self.is_done() {
             return Effect::Ignore;
+        }
+        if loss == Loss::Message && self.holes + 1 < HOLES_MAX {
+            self.holes += 1;
+            return Effect::PlaceAgain;
         }
         self.move_on(Refusal {
             kind: RefusalKind::Overloaded,
@@ -187,7 +206,7 @@ impl Flight {
             return Effect::Ignore;
         }
         if first != known || self.admission.is_none() {
-            return self.lose_worker();
+            return self.lose(Loss::Message);
         }
         choice.tokens.extend(delta.tokens.iter().map(|token| token.id));
         choice.text_chars += delta.text.chars().count() as u32;
@@ -296,14 +315,26 @@ mod tests {
     fn losses_are_bounded_and_hand_overs_are_no_losses() {
         let mut flight = Flight::new(request(1));
         for loss in 0..LOSSES_MAX - 1 {
-            assert_eq!(flight.lose_worker(), Effect::PlaceAgain, "loss {loss}");
+            assert_eq!(flight.lose(Loss::Worker), Effect::PlaceAgain, "loss {loss}");
             let attempt = flight.next_attempt().attempt;
             assert_eq!(flight.receive(attempt, Update::Moved), Effect::PlaceAgain);
             flight.next_attempt();
         }
         assert!(
-            matches!(flight.lose_worker(), Effect::Fail(r) if r.kind == RefusalKind::Overloaded)
+            matches!(flight.lose(Loss::Worker), Effect::Fail(r) if r.kind == RefusalKind::Overloaded)
         );
+    }
+
+    #[test]
+    fn lost_messages_are_borne_longer_than_lost_workers() {
+        let mut flight = Flight::new(request(1));
+        for _ in 1..HOLES_MAX {
+            assert_eq!(flight.lose(Loss::Message), Effect::PlaceAgain);
+        }
+        for _ in 1..LOSSES_MAX {
+            assert_eq!(flight.lose(Loss::Message), Effect::PlaceAgain, "now as lost workers");
+        }
+        assert!(matches!(flight.lose(Loss::Message), Effect::Fail(_)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use storage::queue::message::{Refusal, RefusalKind, Request};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::flight::{Admission, Delta, Effect, Flight};
+use crate::flight::{Admission, Delta, Effect, Flight, Loss};
 use crate::gateway::Gateway;
 use crate::placement::{Wish, candidates};
 use crate::relay::{ALL_ATTEMPTS, Relay, Signal};
@@ -140,7 +140,7 @@ impl Running {
         let deadline = self.placed + self.gateway.config().admission_timeout;
         match timeout_at(deadline, self.signals.recv()).await {
             Ok(signal) => self.take(signal),
-            Err(_) => self.flight.lose_worker(),
+            Err(_) => self.flight.lose(Loss::Worker),
         }
     }
 
@@ -155,8 +155,8 @@ impl Running {
     fn take(&mut self, signal: Option<Signal>) -> Effect {
         match signal {
             Some(Signal::Update { attempt, update }) => self.flight.receive(attempt, update),
-            Some(Signal::Lost { attempt }) if attempt == self.flight.request().attempt => {
-                self.flight.lose_worker()
+            Some(Signal::Lost { attempt, loss }) if attempt == self.flight.request().attempt => {
+                self.flight.lose(loss)
             }
             Some(Signal::Lost { .. }) => Effect::Ignore,
             None => Effect::Fail(Refusal {

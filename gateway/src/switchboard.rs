@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use storage::queue::message::{TokenMessage, Update};
 
+use crate::flight::Loss;
+
 /// What a request hears.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Signal {
@@ -22,6 +24,8 @@ pub enum Signal {
     Lost {
         /// Placement number.
         attempt: u32,
+        /// Which of the two.
+        loss: Loss,
     },
 }
 
@@ -111,7 +115,7 @@ impl Switchboard {
             Arrival::Repeat => return Vec::new(),
             Arrival::Gap => {
                 tracing::warn!(worker.incarnation = incarnation, "a token message was lost");
-                self.lose(|slot| slot.incarnation == incarnation)
+                self.lose(Loss::Message, |slot| slot.incarnation == incarnation)
             }
         };
         for item in message.items {
@@ -127,21 +131,23 @@ impl Switchboard {
     /// The queue lost what was under way: every worker may have lost its requests.
     pub fn begin_anew(&mut self) -> Vec<(String, Signal)> {
         self.sequences = Sequences::default();
-        self.lose(|slot| !slot.incarnation.is_empty())
+        self.lose(Loss::Message, |slot| !slot.incarnation.is_empty())
     }
 
     /// Only these incarnations are alive.
     pub fn watch(&mut self, alive: &HashSet<&str>) -> Vec<(String, Signal)> {
         self.sequences.0.retain(|incarnation, _| alive.contains(incarnation.as_str()));
-        self.lose(|slot| !slot.incarnation.is_empty() && !alive.contains(slot.incarnation.as_str()))
+        self.lose(Loss::Worker, |slot| {
+            !slot.incarnation.is_empty() && !alive.contains(slot.incarnation.as_str())
+        })
     }
 
     /// Tells the slots of a lost worker once; they are between workers from then on.
-    fn lose(&mut self, lost: impl Fn(&Slot) -> bool) -> Vec<(String, Signal)> {
+    fn lose(&mut self, loss: Loss, lost: impl Fn(&Slot) -> bool) -> Vec<(String, Signal)> {
         let mut told = Vec::new();
         for (request_id, slot) in self.slots.iter_mut().filter(|(_, slot)| lost(slot)) {
             slot.incarnation.clear();
-            told.push((request_id.clone(), Signal::Lost { attempt: slot.attempt }));
+            told.push((request_id.clone(), Signal::Lost { attempt: slot.attempt, loss }));
         }
         told
     }
@@ -177,7 +183,7 @@ mod tests {
         board.open("b");
         board.expect("a", 3, "w", "i");
         assert_eq!(board.take(message("i", 0, 9)), [], "another attempt");
-        let lost = [("a".to_owned(), Signal::Lost { attempt: 3 })];
+        let lost = [("a".to_owned(), Signal::Lost { attempt: 3, loss: Loss::Message })];
         assert_eq!(board.begin_anew(), lost, "b is on no worker");
         assert_eq!(board.begin_anew(), []);
         board.expect("a", 4, "w", "i");
@@ -191,7 +197,7 @@ mod tests {
         board.open("a");
         board.expect("a", 0, "w", "i");
         assert_eq!(board.take(message("j", 0, 0)), []);
-        let lost = [("a".to_owned(), Signal::Lost { attempt: 0 })];
+        let lost = [("a".to_owned(), Signal::Lost { attempt: 0, loss: Loss::Message })];
         assert_eq!(board.take(message("i", 1, 0)), lost);
         assert_eq!(board.take(message("i", 0, 0)), [], "what came late");
         assert_eq!(board.close("a"), Some("w".to_owned()));

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use gateway::flight::{Effect, Flight};
+use gateway::flight::{Effect, Flight, Loss};
 use gateway::placement::{Wish, candidates};
 use gateway::switchboard::Signal;
 use storage::queue::Placed;
@@ -221,7 +221,7 @@ impl World {
                 self.place(index, client);
             }
             Phase::Running if drive.flight.is_waiting() && !patient => {
-                let effect = drive.flight.lose_worker();
+                let effect = drive.flight.lose(Loss::Worker);
                 self.obey(index, client, effect);
             }
             _ => {}
@@ -238,8 +238,10 @@ impl World {
             let effect = match drive.signals.pop_front() {
                 None => return,
                 Some(Signal::Update { attempt, update }) => drive.flight.receive(attempt, update),
-                Some(Signal::Lost { attempt }) if attempt == drive.flight.request().attempt => {
-                    drive.flight.lose_worker()
+                Some(Signal::Lost { attempt, loss })
+                    if attempt == drive.flight.request().attempt =>
+                {
+                    drive.flight.lose(loss)
                 }
                 Some(Signal::Lost { .. }) => Effect::Ignore,
             };
