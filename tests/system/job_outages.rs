@@ -5,23 +5,11 @@
 
 mod common;
 
-use common::cluster::Stores;
+use common::chat;
 use common::proxy::{Proxy, Way};
 use common::site::Site;
-use serde_json::json;
+use common::stores::{Stores, server_of, through};
 use std::time::{Duration, Instant};
-
-/// `host:port` of `scheme://user@host:port/rest`, and the same address by another way.
-fn through(address: &str, proxy: &str) -> String {
-    let server = server_of(address);
-    address.replacen(server, proxy, 1)
-}
-
-fn server_of(address: &str) -> &str {
-    let rest = address.split_once("://").unwrap().1;
-    let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
-    rest.split(['/', '?']).next().unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_outlives_outages_of_its_stores() {
@@ -34,16 +22,15 @@ async fn a_job_outlives_outages_of_its_stores() {
         endpoint: through(&site.stores.endpoint, &objects.address),
         ..site.stores.clone()
     };
-    let process = site.worker("w", &stores);
-    let rows = site.rows().await;
+    let process = site.hasty("w", &stores);
     let id = site.gateway.create(&site.job).await;
-    let mut row = site.step(&rows, &id, 30).await;
+    let mut row = site.step(&id, 30).await;
     let attempt = row.attempt;
 
     for way in [Way::Closed, Way::Silent] {
         objects.set(way);
         // Two resume points fall due meanwhile.
-        row = site.step(&rows, &id, row.step as u64 + 50).await;
+        row = site.step(&id, row.step as u64 + 50).await;
         objects.set(Way::Open);
     }
     for (number, way) in [Way::Closed, Way::Silent].into_iter().enumerate() {
@@ -51,19 +38,18 @@ async fn a_job_outlives_outages_of_its_stores() {
         // Longer than the lease; chats go on meanwhile.
         let away = Instant::now();
         for model in ["tiny", &id] {
-            assert!(!site.gateway.stream(model, 40, || ()).await.is_empty());
+            assert!(!site.gateway.stream(&chat(model, 40), || ()).await.is_empty());
         }
         tokio::time::sleep(Duration::from_secs(3).saturating_sub(away.elapsed())).await;
         let waits = process.log().matches("training waits: the lease may be over").count();
         assert_eq!(waits, number + 1, "{}", process.log());
         database.set(Way::Open);
-        row = site.step(&rows, &id, row.step as u64 + 20).await;
+        row = site.step(&id, row.step as u64 + 20).await;
         assert_eq!(row.attempt, attempt, "the same claim goes on");
     }
-    assert_eq!(row.attempt, attempt, "the same claim goes on");
     site.ends_like(&id, &expected).await;
     cold_adapters_wait_for_the_store(&site, &id, &objects).await;
-    paused_jobs_need_the_rows(&site, &rows, &database).await;
+    paused_jobs_need_the_rows(&site, &database).await;
     drop(process);
 }
 
@@ -77,29 +63,27 @@ async fn cold_adapters_wait_for_the_store(site: &Site, job: &str, objects: &Prox
     let bounds = Duration::from_secs(3)..Duration::from_secs(6);
     assert!(bounds.contains(&waited), "{waited:?}");
 
-    let ask = || site.ask(model);
-    let (reply, ()) = tokio::join!(ask(), async {
+    let (reply, ()) = tokio::join!(site.ask(model), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         objects.set(Way::Open);
     });
-    assert_eq!(reply.status(), 200, "the store came back in time");
+    assert_eq!(reply.status, 200, "the store came back in time");
     objects.set(Way::Closed);
-    assert_eq!(ask().await.status(), 200, "what is here needs no store");
+    assert_eq!(site.ask(model).await.status, 200, "what is here needs no store");
     objects.set(Way::Open);
 }
 
 /// Which state a paused job answers with is in the rows: without them it does not, and at once.
-async fn paused_jobs_need_the_rows(site: &Site, rows: &storage::Db, database: &Proxy) {
+async fn paused_jobs_need_the_rows(site: &Site, database: &Proxy) {
     let id = site.gateway.create(&site.job).await;
-    site.step(rows, &id, 20).await;
-    let path = format!("/fine_tuning/jobs/{id}");
-    site.gateway.post(&format!("{path}/pause"), &json!({})).await;
-    site.gateway.wait_for(&id, |row| row["status"] == "paused").await;
-    assert_eq!(site.ask(&id).await.status(), 200);
+    site.step(&id, 20).await;
+    site.gateway.wish(&id, "pause").await;
+    site.gateway.wait_for(&id, &["paused"]).await;
+    assert_eq!(site.ask(&id).await.status, 200);
     database.set(Way::Silent);
     let (message, waited) = site.refused(&id).await;
     assert!(message.contains("state cannot be read now"), "{message}");
     assert!(waited < Duration::from_secs(3), "{waited:?}");
     database.set(Way::Open);
-    site.gateway.post(&format!("{path}/cancel"), &json!({})).await;
+    site.gateway.wish(&id, "cancel").await;
 }

@@ -5,15 +5,17 @@
 
 mod common;
 
-use common::processes::{Gateway, Process, loquetier, stores, worker};
-use common::{PATIENCE, chat_file, tiny_base};
+use common::cluster::Cluster;
+use common::process::{Process, complaint, loquetier, printed};
+use common::server::Server;
+use common::{chat, chat_file, until};
 use futures::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
-use storage::Db;
+use std::time::Duration;
 use storage::db::{MetadataFilter, Page};
 
 /// Tokens of a stream: enough that it is still open when something happens to it.
@@ -23,29 +25,24 @@ const TOKENS: usize = 1200;
 const JOBS: usize = 3;
 
 /// A running service, and what its clients shall see.
-struct Site {
-    stores: Vec<String>,
-    base: PathBuf,
-    gateway: Gateway,
-    /// A job and the weights that an undisturbed worker makes of it.
+struct Load {
+    cluster: Cluster,
+    gateway: Server,
+    /// A job and the adapter that an undisturbed worker makes of it.
     job: Value,
     adapter: Vec<u8>,
-    /// Fields of requests with the texts that an undisturbed worker answers.
+    /// Chats with the texts that an undisturbed worker answers.
     answers: Vec<(Value, String)>,
 }
 
-impl Site {
-    fn new(stores: Vec<String>, base: PathBuf) -> Self {
-        let database = &stores[..2];
-        assert!(loquetier().arg("migrate").args(database).status().unwrap().success());
-        let key = loquetier().args(["keys", "create", "--operator"]).args(database).output();
-        let key = String::from_utf8(key.unwrap().stdout).unwrap().trim().to_owned();
-        let gateway = Gateway::start(&stores, &key);
-        Self { stores, base, gateway, job: Value::Null, adapter: Vec::new(), answers: Vec::new() }
+impl Load {
+    fn new(cluster: Cluster) -> Self {
+        let gateway = cluster.gateway();
+        Self { cluster, gateway, job: Value::Null, adapter: Vec::new(), answers: Vec::new() }
     }
 
     fn worker(&self, id: &str) -> Process {
-        worker(id, &self.base, &self.stores)
+        self.cluster.worker(id, &[])
     }
 
     /// Has everything done once by a worker that nobody disturbs; the model of the adapter.
@@ -57,18 +54,18 @@ impl Site {
             "hyperparameters": {"n_epochs": 12, "batch_size": 2},
             "lora": {"rank": 4},
         });
-        let job = self.gateway.create_job(&self.job).await;
-        let row = self.gateway.succeeded(&job).await;
-        self.adapter = self.weights(&row).await;
+        let job = self.gateway.create(&self.job).await;
+        let row = self.gateway.success(&job).await;
+        self.adapter = self.gateway.content(&row).await;
         let model = row["fine_tuned_model"].as_str().unwrap();
-        for fields in [
-            json!({"model": model, "max_tokens": TOKENS, "temperature": 0}),
-            json!({"model": model, "max_tokens": TOKENS, "temperature": 1, "seed": 5}),
-            json!({"model": "tiny", "max_tokens": TOKENS, "temperature": 1, "seed": 6}),
-        ] {
-            let text = self.gateway.stream(&fields, || ()).await;
+        for (model, seed) in [(model, None), (model, Some(5)), ("tiny", Some(6))] {
+            let mut chat = chat(model, TOKENS);
+            if let Some(seed) = seed {
+                (chat["temperature"], chat["seed"]) = (json!(1), json!(seed));
+            }
+            let text = self.gateway.stream(&chat, || ()).await;
             assert!(text.len() > TOKENS / 2, "{text}");
-            self.answers.push((fields, text));
+            self.answers.push((chat, text));
         }
         model.to_owned()
     }
@@ -76,11 +73,11 @@ impl Site {
     /// Asks everything at once, over and over until `stop`, and holds every text to the undisturbed
     /// one; how many streams that were.
     async fn clients(&self, stop: &AtomicBool) -> usize {
-        let one = async |(fields, expected): &(Value, String)| {
+        let one = async |(chat, expected): &(Value, String)| {
             let mut streams = 0;
             while !stop.load(Relaxed) {
-                let text = self.gateway.stream(fields, || ()).await;
-                assert!(text == *expected, "{fields}:\n{text}\n{expected}");
+                let text = self.gateway.stream(chat, || ()).await;
+                assert!(text == *expected, "{chat}:\n{text}\n{expected}");
                 streams += 1;
             }
             streams
@@ -94,9 +91,10 @@ impl Site {
         let one = async |_| {
             let mut jobs = 0;
             while !stop.load(Relaxed) {
-                let job = self.gateway.create_job(&self.job).await;
-                let row = self.gateway.succeeded(&job).await;
-                assert!(self.weights(&row).await == self.adapter, "{job} came to something else");
+                let job = self.gateway.create(&self.job).await;
+                let row = self.gateway.success(&job).await;
+                let adapter = self.gateway.content(&row).await;
+                assert!(adapter == self.adapter, "{job} came to something else");
                 jobs += 1;
             }
             jobs
@@ -133,18 +131,17 @@ impl Site {
 
     /// Workers that hold an adapter or a job's weights.
     async fn holders(&self, id: &str) -> Vec<String> {
-        let workers = self.gateway.get("/workers").await;
+        let workers = self.gateway.workers().await;
         let holds = |worker: &&Value| {
             worker["adapters"].as_array().unwrap().iter().any(|copy| copy["id"] == id)
         };
-        let workers = workers["data"].as_array().unwrap();
         let ids = workers.iter().filter(holds).map(|worker| worker["id"].as_str().unwrap());
         ids.map(str::to_owned).collect()
     }
 
     /// Jobs that more than one worker has trained: to check the files is a claim, too.
     async fn moved_jobs(&self) -> usize {
-        let db = Db::open_shared(&self.stores[1]).await.unwrap();
+        let db = self.cluster.rows().await;
         let (page, all) = (Page::first(1000), MetadataFilter::default());
         let jobs = db.jobs().list("org-local", &page, &all).await.unwrap().rows;
         db.close().await;
@@ -153,92 +150,56 @@ impl Site {
 
     /// A job that trains at the moment, and where: anywhere, or on this worker.
     async fn running_job(&self, on: Option<&str>) -> (String, String) {
-        let start = Instant::now();
-        loop {
-            for worker in self.gateway.get("/workers").await["data"].as_array().unwrap() {
+        until("a job trains", async || {
+            for worker in self.gateway.workers().await {
                 let id = worker["id"].as_str().unwrap();
                 let copies = worker["adapters"].as_array().unwrap();
                 let job = copies.iter().filter_map(|copy| copy["id"].as_str());
                 let job = job.filter(|_| on.is_none_or(|on| on == id));
                 if let Some(job) = job.into_iter().find(|id| id.starts_with("ftjob-")) {
-                    return (job.to_owned(), id.to_owned());
+                    return Some((job.to_owned(), id.to_owned()));
                 }
             }
-            assert!(start.elapsed() < PATIENCE, "nobody trains on {on:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            None
+        })
+        .await
     }
 
     /// Waits until no worker holds anything for a request.
     async fn until_idle(&self) {
-        let start = Instant::now();
-        loop {
-            let workers = self.gateway.get("/workers").await;
-            let idle = |worker: &Value| {
-                worker["requests"] == 0 && worker["free_blocks"] == worker["total_blocks"]
-            };
-            if workers["data"].as_array().unwrap().iter().all(idle) {
-                return;
-            }
-            assert!(start.elapsed() < PATIENCE, "{workers}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let idle = |worker: &Value| {
+            worker["requests"] == 0 && worker["free_blocks"] == worker["total_blocks"]
+        };
+        self.gateway.until_workers("all are idle", |workers| workers.iter().all(idle)).await;
     }
 
     /// Moves some job that runs; those that end just now are passed over.
     async fn migrate_a_job(&self) {
-        let start = Instant::now();
-        loop {
+        until("a job moves", async || {
             let (job, _) = self.running_job(None).await;
-            let reply = self.gateway.try_post(&format!("/adapters/{job}/migrate")).await;
-            if reply["id"] == job && reply["status"] == "running" {
-                return;
-            }
-            assert!(start.elapsed() < PATIENCE, "{reply}");
-        }
+            let request = self.gateway.request(Method::POST, &format!("/adapters/{job}/migrate"));
+            let reply = self.gateway.reply(request).await.body;
+            (reply["id"] == job && reply["status"] == "running").then_some(())
+        })
+        .await;
     }
 
     async fn migrate(&self, id: &str, to: &str) -> Value {
-        let path = format!("/adapters/{id}/migrate");
-        self.gateway.post(&path, &json!({"to": to})).await.json().await.unwrap()
+        self.gateway.post(&format!("/adapters/{id}/migrate"), &json!({"to": to})).await
     }
 
-    /// Weights of the adapter that a job has made.
-    async fn weights(&self, job: &Value) -> Vec<u8> {
-        let model = job["fine_tuned_model"].as_str().unwrap();
-        file_of_tar(&self.gateway.bytes(&format!("/adapters/{model}/content")).await)
-    }
-
-    /// What `loquetier worker --drain` prints, or complains of.
-    async fn drain(&self, id: &str) -> Result<String, String> {
+    /// `loquetier worker --drain`.
+    fn drain(&self, id: &str) -> Command {
         let mut command = loquetier();
-        command.args(["worker", "--drain", "--worker-id", id]).args(&self.stores);
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+        command.args(["worker", "--drain", "--worker-id", id]).args(self.cluster.stores.flags());
+        command
     }
-}
-
-/// The adapter's weights in an exported archive.
-fn file_of_tar(archive: &[u8]) -> Vec<u8> {
-    let mut rest = archive;
-    while rest.len() > 512 {
-        let (header, after) = rest.split_at(512);
-        let octal = std::str::from_utf8(&header[124..135]).unwrap();
-        let size = usize::from_str_radix(octal.trim_matches(['\0', ' ']), 8).unwrap();
-        if header.starts_with(b"adapter_model.safetensors") {
-            return after[..size].to_vec();
-        }
-        rest = &after[size.next_multiple_of(512)..];
-    }
-    panic!("no weights in the archive");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_notice_no_move_no_drain_and_no_restart() {
-    let Some(stores) = stores() else { return };
-    let scratch = tempfile::tempdir().unwrap();
-    let mut service = Site::new(stores, tiny_base(scratch.path()));
+    let Some(cluster) = Cluster::open() else { return };
+    let mut service = Load::new(cluster);
     let mut workers = BTreeMap::from([("a".to_owned(), service.worker("a"))]);
     let model = service.calm().await;
     let adapter = service.gateway.get(&format!("/adapters/{model}")).await;
@@ -254,11 +215,12 @@ async fn clients_notice_no_move_no_drain_and_no_restart() {
     service.under_load("a job moves", service.migrate_a_job()).await;
     assert!(service.moved_jobs().await > 0);
 
-    let complaint = service.drain("nobody").await.unwrap_err();
-    assert!(complaint.contains("no live worker 'nobody'; alive: a, b"), "{complaint}");
+    let said = complaint(&mut service.drain("nobody"));
+    assert!(said.contains("no live worker 'nobody'; alive: a, b"), "{said}");
     let drain = async {
         let (_, id) = service.running_job(None).await;
-        let told = service.drain(&id).await.unwrap();
+        let mut drain = service.drain(&id);
+        let told = tokio::task::spawn_blocking(move || printed(&mut drain)).await.unwrap();
         assert!(told.contains(&format!("worker '{id}' is gone")), "{told}");
         assert!(workers.remove(&id).unwrap().ended().await);
         workers.insert(id.clone(), service.worker(&id));
@@ -268,9 +230,7 @@ async fn clients_notice_no_move_no_drain_and_no_restart() {
     let restart = async {
         for id in ["a", "b"] {
             service.running_job(Some(id)).await;
-            let old = workers.remove(id).unwrap();
-            old.signal("-TERM");
-            assert!(old.ended().await, "{id}");
+            assert!(workers.remove(id).unwrap().terminate().await, "{id}");
             workers.insert(id.to_owned(), service.worker(id));
         }
     };

@@ -5,25 +5,23 @@
 
 mod common;
 
-use common::cluster::{Gateway, loquetier, stores, worker};
-use common::{chat_file, tiny_base};
+use common::cluster::Cluster;
+use common::process::{complaint, loquetier};
+use common::stores::Stores;
+use common::{chat, chat_file};
 use serde_json::json;
 
 /// Two gateways, one after another two workers: a job made at one gateway is seen at the other, and
 /// a stream whose worker freezes goes on at the next one without a gap or a repeat.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_and_streams_outlive_their_worker() {
-    let Some(stores) = stores() else { return };
-    let scratch = tempfile::tempdir().unwrap();
-    let base = tiny_base(scratch.path());
+    let Some(stores) = Stores::open() else { return };
+    let early = complaint(loquetier().arg("gateway").args(stores.flags()));
+    assert!(early.contains("loquetier migrate"), "{early}");
 
-    let early = loquetier().arg("gateway").args(stores.flags()).output().unwrap();
-    let complaint = String::from_utf8_lossy(&early.stderr).into_owned();
-    assert!(complaint.contains("loquetier migrate"), "{complaint}");
-    let key = stores.prepare();
-
-    let first = worker(&base, &stores, &[]);
-    let (a, b) = (Gateway::start(&stores, &key), Gateway::start(&stores, &key));
+    let cluster = Cluster::over(stores);
+    let first = cluster.worker("first", &[]);
+    let (a, b) = (cluster.gateway(), cluster.gateway());
     let job = json!({
         "model": "tiny",
         "training_file": a.upload(chat_file(40)).await,
@@ -33,21 +31,19 @@ async fn jobs_and_streams_outlive_their_worker() {
     });
     let job = a.create(&job).await;
     let row = b.success(&job).await;
-    let model = row["fine_tuned_model"].as_str().unwrap().to_owned();
+    let chat = chat(row["fine_tuned_model"].as_str().unwrap(), 300);
 
-    let calm = b.stream(&model, 300, || ()).await;
+    let calm = b.stream(&chat, || ()).await;
     assert!(calm.len() > 100, "{calm}");
-    assert_eq!(a.stream(&model, 300, || ()).await, calm, "both gateways");
+    assert_eq!(a.stream(&chat, || ()).await, calm, "both gateways");
     let mut second = None;
-    let moved = a.stream(&model, 300, || {
+    let moved = a.stream(&chat, || {
         first.signal("-STOP");
-        second = Some(worker(&base, &stores, &[]));
+        second = Some(cluster.worker("second", &[]));
     });
     assert_eq!(moved.await, calm, "moved to another worker");
     // What wakes again must not disturb what has moved on.
     first.signal("-CONT");
-    assert_eq!(b.stream(&model, 300, || ()).await, calm, "after the first one woke");
-    let stopping = second.unwrap();
-    stopping.signal("-TERM");
-    drop(first);
+    assert_eq!(b.stream(&chat, || ()).await, calm, "after the first one woke");
+    assert!(second.unwrap().terminate().await, "a signal ends it well");
 }

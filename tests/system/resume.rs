@@ -5,7 +5,8 @@
 
 mod common;
 
-use common::{PATIENCE, Server, chat_file, tiny_base};
+use common::server::Server;
+use common::{PATIENCE, chat_file, tiny_base, until};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ const EXAMPLES: usize = 120;
 const EPOCHS: usize = 6;
 
 async fn create(server: &Server) -> String {
-    let file = server.upload(&chat_file(EXAMPLES)).await;
+    let file = server.upload(chat_file(EXAMPLES)).await;
     let job = json!({
         "model": "tiny",
         "training_file": file,
@@ -28,7 +29,7 @@ async fn create(server: &Server) -> String {
         "lora": {"rank": 32, "dropout": 0.1},
         "training": {"checkpoint_every_steps": 2},
     });
-    server.post("/fine_tuning/jobs", &job).await["id"].as_str().unwrap().to_owned()
+    server.create(&job).await
 }
 
 /// All files below a folder.
@@ -54,17 +55,14 @@ fn final_weights(data: &Path, job: &str) -> Vec<u8> {
     std::fs::read(last).unwrap()
 }
 
-async fn result_csv(server: &Server, job: &Value) -> String {
+async fn result_csv(server: &Server, job: &Value) -> Vec<u8> {
     let file = job["result_files"][0].as_str().unwrap();
-    let url = format!("{}/files/{file}/content", server.root);
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    client.get(url).send().await.unwrap().text().await.unwrap()
+    server.bytes(&format!("/files/{file}/content")).await
 }
 
 async fn newest_step(server: &Server, job: &str) -> u64 {
-    let page = server.try_get(&format!("/fine_tuning/jobs/{job}/events?limit=1000")).await;
-    let page = page.unwrap_or_default();
-    let steps = page["data"].as_array().into_iter().flatten();
+    let page = server.get(&format!("/fine_tuning/jobs/{job}/events?limit=1000")).await;
+    let steps = page["data"].as_array().unwrap().iter();
     steps.filter_map(|event| event["data"]["step"].as_u64()).max().unwrap_or(0)
 }
 
@@ -81,7 +79,7 @@ async fn kill_in_a_write(server: &mut Server, data: &Path, job: &str) -> bool {
         }
         assert!(start.elapsed() < PATIENCE, "no resume point was written");
     };
-    server.kill();
+    server.process.kill();
     let step = new.file_name().unwrap().to_str().unwrap().split(['-', '#']).nth(1).unwrap();
     let step: i64 = step.parse().unwrap();
     let db = storage::Storage::open_rows(data).await.unwrap();
@@ -95,47 +93,40 @@ async fn a_killed_job_ends_with_the_same_bits() {
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
     let calm = scratch.path().join("calm");
-    let server = Server::start(&base, &calm).await;
+    let server = Server::embedded(&base, &calm, &[]);
     let undisturbed = create(&server).await;
-    let row = server.wait_for(&undisturbed, &["succeeded"]).await;
+    let row = server.success(&undisturbed).await;
     let expected_csv = result_csv(&server, &row).await;
     let expected = final_weights(&calm, &undisturbed);
     drop(server);
 
     let data = scratch.path().join("storm");
-    let mut server = Server::start(&base, &data).await;
+    let mut server = Server::embedded(&base, &data, &[]);
     let job = create(&server).await;
     let (mut kills, mut in_a_write, mut random) = (0, 0, 12345_u64);
     while kills < KILLS || in_a_write < KILLS_IN_A_WRITE {
         let before = newest_step(&server, &job).await;
-        let start = Instant::now();
-        while newest_step(&server, &job).await <= before {
-            assert!(start.elapsed() < PATIENCE, "no step after kill {kills}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let row = server.get(&format!("/fine_tuning/jobs/{job}")).await;
+        until("another step", async || {
+            Some(newest_step(&server, &job).await).filter(|now| *now > before)
+        })
+        .await;
+        let row = server.job(&job).await;
         assert_eq!(row["status"], "running", "the job is too short for {kills} kills");
         if kills % 4 == 3 || kills >= KILLS {
             in_a_write += usize::from(kill_in_a_write(&mut server, &data, &job).await);
         } else {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             tokio::time::sleep(Duration::from_millis(random >> 59)).await;
-            server.kill();
+            server.process.kill();
         }
         kills += 1;
-        server = Server::start(&base, &data).await;
+        server = Server::embedded(&base, &data, &[]);
     }
 
-    let row = server.wait_for(&job, &["succeeded"]).await;
+    let row = server.success(&job).await;
     assert_eq!(result_csv(&server, &row).await, expected_csv);
     assert!(final_weights(&data, &job) == expected, "the adapters differ");
-    let steps: Vec<u64> = server
-        .events(&job)
-        .await
-        .iter()
-        .filter(|event| event["type"] == "metrics")
-        .map(|event| event["data"]["step"].as_u64().unwrap())
-        .collect();
+    let steps = server.steps(&job).await;
     let all: Vec<u64> = (1..=(EXAMPLES * EPOCHS) as u64).collect();
     assert_eq!(steps, all, "events are lost, doubled or out of order");
     println!("{kills} kills, {in_a_write} of them inside the write of a resume point");

@@ -4,28 +4,22 @@
 
 mod common;
 
-use common::{Server, chat_file, tiny_base};
+use common::process::{complaint, printed};
+use common::server::Server;
+use common::{chat, chat_file, tiny_base, until};
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::path::Path;
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-fn loquetier(args: &[&str], data: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_loquetier"))
-        .args(args)
-        .arg("--data-dir")
-        .arg(data)
-        .output()
-        .unwrap()
-}
-
-fn complaint(output: &Output) -> String {
-    assert!(!output.status.success());
-    String::from_utf8_lossy(&output.stderr).into_owned()
+fn loquetier(args: &[&str], data: &Path) -> Command {
+    let mut command = common::process::loquetier();
+    command.args(args).arg("--data-dir").arg(data);
+    command
 }
 
 async fn create(server: &Server, epochs: usize) -> String {
-    let file = server.upload(&chat_file(60)).await;
+    let file = server.upload(chat_file(60)).await;
     let job = json!({
         "model": "tiny",
         "training_file": file,
@@ -33,7 +27,7 @@ async fn create(server: &Server, epochs: usize) -> String {
         "hyperparameters": {"n_epochs": epochs, "batch_size": 2},
         "lora": {"rank": 4},
     });
-    server.post("/fine_tuning/jobs", &job).await["id"].as_str().unwrap().to_owned()
+    server.create(&job).await
 }
 
 async fn say(server: &Server, model: &str) -> Value {
@@ -53,40 +47,32 @@ async fn trace(server: &Server, model: &str) -> Value {
 }
 
 async fn wait_for_step(server: &Server, job: &str) {
-    let start = Instant::now();
-    loop {
-        let events = server.events(job).await;
-        if events.iter().any(|event| event["type"] == "metrics") {
-            return;
-        }
-        assert!(start.elapsed() < common::PATIENCE);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("a step", async || server.steps(job).await.first().copied()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pauses_signals_and_restarts_do_not_change_a_result() {
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
-    let mut server = Server::start(&base, &scratch.path().join("data")).await;
+    let mut server = Server::embedded(&base, &scratch.path().join("data"), &[]);
     let calm = create(&server, 8).await;
-    let calm = server.wait_for(&calm, &["succeeded"]).await;
+    let calm = server.success(&calm).await;
     let expected = trace(&server, calm["fine_tuned_model"].as_str().unwrap()).await;
 
     let job = create(&server, 8).await;
     wait_for_step(&server, &job).await;
     assert_ne!(trace(&server, &job).await, Value::Null, "the live job answers");
-    let paused = server.post(&format!("/fine_tuning/jobs/{job}/pause"), &json!({})).await;
+    let paused = server.wish(&job, "pause").await;
     assert_eq!(paused["status"], "paused");
     let at_pause = trace(&server, &job).await;
     assert_eq!(trace(&server, &job).await, at_pause, "a paused job's weights stand still");
-    let resumed = server.post(&format!("/fine_tuning/jobs/{job}/resume"), &json!({})).await;
+    let resumed = server.wish(&job, "resume").await;
     assert_eq!(resumed["status"], "queued");
     server.wait_for(&job, &["running"]).await;
-    assert!(server.terminate(), "a signal ends it well");
+    assert!(server.process.terminate().await, "a signal ends it well");
 
-    let server = Server::start(&base, &scratch.path().join("data")).await;
-    let row = server.wait_for(&job, &["succeeded"]).await;
+    let server = Server::embedded(&base, &scratch.path().join("data"), &[]);
+    let row = server.success(&job).await;
     assert_eq!(trace(&server, row["fine_tuned_model"].as_str().unwrap()).await, expected);
     assert_eq!(trace(&server, &job).await, expected, "the job id is an alias of the result");
     assert_ne!(trace(&server, "tiny").await, expected, "training changed the answers");
@@ -96,29 +82,24 @@ async fn pauses_signals_and_restarts_do_not_change_a_result() {
 async fn a_cancelled_job_is_gone_and_leaves_room() {
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
-    let server = Server::start(&base, &scratch.path().join("data")).await;
-    let idle = server.get("/workers").await;
+    let server = Server::embedded(&base, &scratch.path().join("data"), &[]);
+    let idle = server.workers().await;
     let mut jobs = Vec::new();
     for _ in 0..6 {
         jobs.push(create(&server, 50).await);
     }
     wait_for_step(&server, &jobs[0]).await;
     for job in &jobs {
-        let row = server.post(&format!("/fine_tuning/jobs/{job}/cancel"), &json!({})).await;
+        let row = server.wish(job, "cancel").await;
         assert_eq!(row["status"], "cancelled");
     }
     let next = create(&server, 1).await;
-    server.wait_for(&next, &["succeeded"]).await;
-    let start = Instant::now();
-    loop {
-        let now = server.get("/workers").await;
-        let same = |field: &str| now["data"][0][field] == idle["data"][0][field];
-        if same("free_blocks") && same("training_jobs") && same("requests") {
-            break;
-        }
-        assert!(start.elapsed() < common::PATIENCE, "not given back: {now}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    server.success(&next).await;
+    server
+        .until_workers("all is given back", |now| {
+            ["free_blocks", "training_jobs", "requests"].iter().all(|of| now[0][of] == idle[0][of])
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -126,11 +107,11 @@ async fn one_folder_one_port_and_keys() {
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
     let data = scratch.path().join("data");
-    let server = Server::start(&base, &data).await;
+    let server = Server::embedded(&base, &data, &[]);
     let address = server.root.trim_start_matches("http://").trim_end_matches("/v1");
     let base = base.to_str().unwrap();
     let serve = |listen: &str, data: &Path| {
-        complaint(&loquetier(&["serve", "--base-model", base, "--listen", listen], data))
+        complaint(&mut loquetier(&["serve", "--base-model", base, "--listen", listen], data))
     };
     assert!(serve("127.0.0.1:0", &data).contains("in use"), "a second server of one folder");
     assert!(serve(address, &scratch.path().join("other")).contains("--listen"), "a busy port");
@@ -138,23 +119,19 @@ async fn one_folder_one_port_and_keys() {
     assert!(far.contains("keys create --data-dir"), "{far}");
 
     assert_eq!(say(&server, "tiny").await["object"], "chat.completion");
-    let made = loquetier(&["keys", "create", "--org", "org-a"], &data);
-    let key = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    let key = printed(&mut loquetier(&["keys", "create", "--org", "org-a"], &data));
     assert!(key.starts_with("sk-"), "{key}");
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let models = format!("{}/models", server.root);
-    let start = Instant::now();
-    while client.get(&models).send().await.unwrap().status() != 401 {
-        assert!(start.elapsed() < Duration::from_secs(3), "open access goes on");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!(client.get(&models).bearer_auth(&key).send().await.unwrap().status(), 200);
-    let list = loquetier(&["keys", "list"], &data);
-    let list = String::from_utf8(list.stdout).unwrap();
+    let refused = until("no open access", async || {
+        Some(server.try_get("/models").await.status).filter(|s| *s != 200)
+    });
+    assert_eq!(refused.await, 401);
+    let models = server.request(Method::GET, "/models").bearer_auth(&key);
+    assert_eq!(server.reply(models).await.status, 200);
+    let list = printed(&mut loquetier(&["keys", "list"], &data));
     assert!(list.contains("org-a") && !list.contains(&key), "{list}");
     let id = list.split('\t').next().unwrap();
-    assert!(loquetier(&["keys", "revoke", id], &data).status.success());
-    complaint(&loquetier(&["keys", "revoke", "key-none"], &data));
+    printed(&mut loquetier(&["keys", "revoke", id], &data));
+    complaint(&mut loquetier(&["keys", "revoke", "key-none"], &data));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,7 +139,7 @@ async fn a_context_limit_is_kept() {
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
     let flags = ["--max-context", "40"];
-    let server = Server::start_with(&base, &scratch.path().join("data"), &flags).await;
+    let server = Server::embedded(&base, &scratch.path().join("data"), &flags);
     let body = |content: &str| {
         json!({
             "model": "tiny",
@@ -171,15 +148,14 @@ async fn a_context_limit_is_kept() {
             "ignore_eos": true,
         })
     };
-    let reply = server.post("/chat/completions", &body("Hi")).await;
+    let reply = server.ask(&body("Hi")).await.body;
     assert_eq!(reply["usage"]["total_tokens"], 40);
     assert_eq!(reply["choices"][0]["finish_reason"], "length");
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let url = format!("{}/chat/completions", server.root);
-    let long = client.post(url).json(&body(&"word ".repeat(100))).send().await.unwrap();
-    assert_eq!(long.status(), 400);
-    let error: Value = long.json().await.unwrap();
-    assert_eq!(error["error"]["code"], "context_length_exceeded");
+    let long = server.ask(&body(&"word ".repeat(100))).await;
+    assert_eq!(
+        (long.status, &long.body["error"]["code"]),
+        (400, &json!("context_length_exceeded"))
+    );
 }
 
 #[test]
@@ -198,7 +174,7 @@ fn what_cannot_be_served_is_one_clear_line() {
         assert!(good.contains(from), "{good}");
         std::fs::write(&config, good.replace(from, to)).unwrap();
         let args = ["serve", "--listen", "127.0.0.1:0", "--base-model", base.to_str().unwrap()];
-        let said = complaint(&loquetier(&args, &data));
+        let said = complaint(&mut loquetier(&args, &data));
         assert!(said.contains(named) && said.lines().count() == 1, "{said}");
     }
 }
@@ -207,23 +183,14 @@ fn what_cannot_be_served_is_one_clear_line() {
 async fn a_signal_lets_an_open_answer_end() {
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
-    let mut server = Server::start(&base, &scratch.path().join("data")).await;
-    let body = json!({
-        "model": "tiny",
-        "messages": [{"role": "user", "content": "Count."}],
-        "max_tokens": 400,
-        "ignore_eos": true,
-        "stream": true,
-    });
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let url = format!("{}/chat/completions", server.root);
-    let mut reply = client.post(url).json(&body).send().await.unwrap();
+    let mut server = Server::embedded(&base, &scratch.path().join("data"), &[]);
+    let mut reply = server.open_stream(&chat("tiny", 400)).await;
     let mut text = reply.chunk().await.unwrap().unwrap().to_vec();
-    let ended = std::thread::spawn(move || server.terminate());
+    server.process.signal("-TERM");
     while let Some(chunk) = reply.chunk().await.unwrap() {
         text.extend_from_slice(&chunk);
     }
     let text = String::from_utf8(text).unwrap();
     assert!(text.ends_with("data: [DONE]\n\n"), "cut short: {text}");
-    assert!(ended.join().unwrap());
+    assert!(server.process.ended().await);
 }

@@ -1,39 +1,52 @@
-//! A place with all stores and a gateway, and one job to compare others with.
+//! A cluster with a gateway, and one job to compare others with.
 
-use super::cluster::{Gateway, Process, Stores, stores, worker};
-use super::{PATIENCE, chat_file, tiny_base};
+use super::client::Reply;
+use super::cluster::Cluster;
+use super::process::Process;
+use super::server::Server;
+use super::stores::Stores;
+use super::until;
+use super::{chat, chat_file};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
+use storage::Db;
+use storage::db::JobRow;
 
 /// Optimizer steps of a site's job.
 pub const STEPS: u64 = 900;
 
-/// Stores, a gateway that always reaches them, and what an undisturbed job comes to.
+/// See the module.
 pub struct Site {
-    /// Where everything is.
-    pub stores: Stores,
-    /// A client of it.
-    pub gateway: Gateway,
-    /// Folder of the base.
-    pub base: PathBuf,
-    /// Of the one organization.
-    pub key: String,
+    cluster: Cluster,
+    /// A gateway that always reaches the stores.
+    pub gateway: Server,
     /// A request for a job.
     pub job: Value,
-    _scratch: tempfile::TempDir,
+    /// The rows, as a process of its own sees them.
+    pub rows: Db,
+}
+
+impl Deref for Site {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
 }
 
 impl Site {
     /// None where no stores are named.
     pub async fn open() -> Option<Self> {
-        let stores = stores()?;
-        let scratch = tempfile::tempdir().unwrap();
-        let base = tiny_base(scratch.path());
-        let key = stores.prepare();
+        Some(Self::over(Stores::open()?).await)
+    }
+
+    /// Over stores that nobody has used.
+    pub async fn over(stores: Stores) -> Self {
+        let cluster = Cluster::over(stores);
         // A gateway knows a base from its first worker on.
-        let first = worker(&base, &stores, &["--max-jobs", "0"]);
-        let gateway = Gateway::start(&stores, &key);
+        let first = cluster.worker("first", &["--max-jobs", "0"]);
+        let gateway = cluster.gateway();
         let job = json!({
             "model": "tiny",
             "training_file": gateway.upload(chat_file(600)).await,
@@ -43,18 +56,18 @@ impl Site {
             "training": {"checkpoint_every_steps": 20},
         });
         drop(first);
-        Some(Self { stores, gateway, base, key, job, _scratch: scratch })
+        let rows = cluster.rows().await;
+        Self { cluster, gateway, job, rows }
     }
 
     /// A worker with a short lease.
-    pub fn worker(&self, id: &str, stores: &Stores) -> Process {
-        let flags = ["--worker-id", id, "--lease-secs", "2", "--cold-wait-secs", "3"];
-        worker(&self.base, stores, &flags)
+    pub fn hasty(&self, id: &str, stores: &Stores) -> Process {
+        self.worker_by(stores, id, &["--lease-secs", "2", "--cold-wait-secs", "3"])
     }
 
     /// The same job on a worker that nothing happens to: its files.
     pub async fn undisturbed(&self) -> Vec<u8> {
-        let calm = self.worker("calm", &self.stores);
+        let calm = self.hasty("calm", &self.stores);
         let id = self.gateway.create(&self.job).await;
         let start = Instant::now();
         let row = self.gateway.success(&id).await;
@@ -64,48 +77,37 @@ impl Site {
         self.gateway.content(&row).await
     }
 
-    /// The rows, as a process of its own sees them.
-    pub async fn rows(&self) -> storage::Db {
-        storage::Db::open_shared(&self.stores.database).await.unwrap()
+    /// A job's row.
+    pub async fn row(&self, id: &str) -> JobRow {
+        self.rows.jobs().get("org-local", id).await.unwrap().unwrap()
+    }
+
+    /// Waits until a job's row is as wanted.
+    pub async fn until_row(&self, id: &str, wanted: impl Fn(&JobRow) -> bool) -> JobRow {
+        until(&format!("{id} as wanted"), async || Some(self.row(id).await).filter(&wanted)).await
     }
 
     /// Waits until a job has come to a step; its row.
-    pub async fn step(&self, rows: &storage::Db, id: &str, step: u64) -> storage::db::JobRow {
-        let start = Instant::now();
-        loop {
-            let row = rows.jobs().get("org-local", id).await.unwrap().unwrap();
-            if row.step >= step as i64 {
-                return row;
-            }
+    pub async fn step(&self, id: &str, step: u64) -> JobRow {
+        self.until_row(id, |row| {
             let now = (row.status, row.step, row.attempt);
             assert!(row.error.is_none() && row.finished_at.is_none(), "{now:?}");
-            assert!(start.elapsed() < PATIENCE, "{now:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            row.step >= step as i64
+        })
+        .await
     }
 
     /// A short answer, whatever its status.
-    pub async fn ask(&self, model: &str) -> reqwest::Response {
-        let messages = json!([{"role": "user", "content": "What is 3 and 4?"}]);
-        let body = json!({"model": model, "messages": messages, "max_tokens": 4});
-        let request = self.gateway.request(reqwest::Method::POST, "/chat/completions");
-        request.json(&body).send().await.unwrap()
+    pub async fn ask(&self, model: &str) -> Reply {
+        self.gateway.ask(&chat(model, 4)).await
     }
 
     /// What a refusal for now says, and how long it took. The base answers sooner.
     pub async fn refused(&self, model: &str) -> (String, Duration) {
-        let asked = Instant::now();
-        let base = async {
-            assert_eq!(self.ask("tiny").await.status(), 200);
-            asked.elapsed()
-        };
-        let (reply, base) = tokio::join!(self.ask(model), base);
-        let waited = asked.elapsed();
-        assert!(base < waited, "{base:?} {waited:?}");
-        let status = reply.status();
-        let body: Value = reply.json().await.unwrap();
-        assert_eq!(status, 503, "{body}");
-        (body["error"]["message"].as_str().unwrap().to_owned(), waited)
+        let (reply, base) = tokio::join!(self.ask(model), self.ask("tiny"));
+        assert_eq!((reply.status, base.status), (503, 200), "{reply:?} {base:?}");
+        assert!(base.took < reply.took, "{reply:?} {base:?}");
+        (reply.message().to_owned(), reply.took)
     }
 
     /// The job ends as the undisturbed one did.
