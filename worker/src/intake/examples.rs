@@ -6,7 +6,8 @@ use crate::dataset::{self, Dataset, EncodeError, Encoder, FileFault, Format, Pur
 use crate::train::metrics::{FileRole, JobNotice};
 use crate::train::{Example, Sequence};
 use serde_json::Map;
-use std::sync::Arc;
+use std::io::{self, BufReader, Read};
+use std::sync::{Arc, Weak};
 use storage::db::{JobError, JobRow};
 use storage::objects::ObjectKey;
 
@@ -40,7 +41,32 @@ impl From<FileFault> for Unusable {
     }
 }
 
-/// Reads and checks a file; encodes it with sequences of at most `max_tokens`.
+/// Whether somebody still waits for the work on a file. A thread can't be dropped as a future can;
+/// one that worked on would keep a worker that leaves from ending.
+struct Wanted(Weak<()>);
+
+impl Wanted {
+    fn check(&self) -> io::Result<()> {
+        let nobody = || io::Error::other("nobody waits for the file any more");
+        if self.0.strong_count() > 0 { Ok(()) } else { Err(nobody()) }
+    }
+}
+
+/// A file's bytes, as long as somebody waits.
+struct WhileWanted<'a> {
+    bytes: &'a [u8],
+    wanted: &'a Wanted,
+}
+
+impl Read for WhileWanted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.wanted.check()?;
+        self.bytes.read(buffer)
+    }
+}
+
+/// Reads and checks a file; encodes it with sequences of at most `max_tokens`. The work ends when
+/// this is dropped.
 pub async fn load(
     shared: &Arc<Shared>,
     job: &JobRow,
@@ -57,8 +83,11 @@ pub async fn load(
     let key = ObjectKey::File { id: id.clone() };
     let bytes = shared.storage.objects.get(&key).await.map_err(anyhow::Error::from)?;
     let (shared, id, created_at) = (shared.clone(), id.clone(), job.created_at);
+    let waiting = Arc::new(());
+    let wanted = Wanted(Arc::downgrade(&waiting));
     let work = move || -> Result<Examples, Unusable> {
-        let dataset = match dataset::read(&bytes[..], purpose) {
+        let reader = BufReader::new(WhileWanted { bytes: &bytes, wanted: &wanted });
+        let dataset = match dataset::read(reader, purpose) {
             Ok(dataset) => dataset,
             Err(ReadError::Fault(fault)) => return Err(fault.into()),
             Err(ReadError::Io(error)) => return Err(Unusable::Later(error.into())),
@@ -67,9 +96,11 @@ pub async fn load(
             let fault = FileFault::wrong_format(purpose, &id, dataset.format, "supervised");
             return Err(fault.into());
         }
-        encode(&shared, &dataset, purpose, max_tokens, created_at)
+        encode(&shared, &dataset, purpose, max_tokens, created_at, &wanted)
     };
-    match tokio::task::spawn_blocking(work).await {
+    let worked = tokio::task::spawn_blocking(work).await;
+    drop(waiting);
+    match worked {
         Ok(result) => result,
         Err(error) => Err(Unusable::Later(error.into())),
     }
@@ -81,6 +112,7 @@ fn encode(
     purpose: Purpose,
     max_tokens: usize,
     unix_time: i64,
+    wanted: &Wanted,
 ) -> Result<Examples, Unusable> {
     let template_kwargs = Map::new();
     let encoder = Encoder {
@@ -93,6 +125,7 @@ fn encode(
     let (mut cut, mut dropped) = (0, 0);
     let mut examples = Vec::with_capacity(dataset.examples.len());
     for (at, example) in dataset.examples.iter().enumerate() {
+        wanted.check().map_err(anyhow::Error::from)?;
         let encoded = encoder.encode(example).map_err(|error| at_fault(purpose, at, &error))?;
         let sequence = |sequence: dataset::Sequence| Sequence {
             tokens: sequence.tokens,

@@ -3,6 +3,7 @@
 
 use super::examples::{self, Unusable};
 use super::job_keep::{Parting, with_lease};
+use super::job_write::Retry;
 use super::{Shared, outbox};
 use crate::dataset::Purpose;
 use crate::train::auto::{self, Facts, Resolved};
@@ -29,31 +30,48 @@ pub async fn validate(
     claim: &Claim,
     asked: Instant,
 ) -> anyhow::Result<Checked> {
-    let jobs = shared.storage.db.jobs();
-    let write = match with_lease(shared, claim, asked, check(shared, &claim.job)).await {
-        Ok(Ok((resolved, notices))) => JobWrite {
-            events: notices.iter().map(outbox::event).collect(),
-            resolved: Some(resolved.echo),
-            status: Some(StatusChange::Queued),
-            ..JobWrite::default()
-        },
-        Ok(Err(Unusable::Fault(error))) => {
-            JobWrite { status: Some(StatusChange::Failed(error)), ..JobWrite::default() }
-        }
-        Ok(Err(Unusable::Later(error))) => {
-            jobs.release(claim).await?;
-            return Err(error);
+    let work = async {
+        let write = match check(shared, &claim.job).await {
+            Ok((resolved, notices)) => JobWrite {
+                events: notices.iter().map(outbox::event).collect(),
+                resolved: Some(resolved.echo),
+                status: Some(StatusChange::Queued),
+                ..JobWrite::default()
+            },
+            Err(Unusable::Fault(error)) => {
+                JobWrite { status: Some(StatusChange::Failed(error)), ..JobWrite::default() }
+            }
+            Err(Unusable::Later(error)) => return Err(error),
+        };
+        Ok(tell(shared, claim, &write).await)
+    };
+    match with_lease(shared, claim, asked, work).await {
+        Ok(Ok(checked)) => Ok(checked),
+        Ok(Err(error)) => {
+            shared.storage.db.jobs().release(claim).await?;
+            Err(error)
         }
         Err(Parting::Drain) => {
-            jobs.release(claim).await?;
-            return Ok(Checked::Released);
+            shared.storage.db.jobs().release(claim).await?;
+            Ok(Checked::Released)
         }
-        Err(Parting::Lost | Parting::Pause) => return Ok(Checked::Done),
+        Err(Parting::Lost | Parting::Pause) => Ok(Checked::Done),
+    }
+}
+
+/// Writes what a check came to; while the database is away it is not lost.
+async fn tell(shared: &Shared, claim: &Claim, write: &JobWrite) -> Checked {
+    let mut retry = Retry::new(&claim.job.id, "writing about a job's files");
+    let written = loop {
+        match shared.storage.db.jobs().write(claim, write).await {
+            Ok(written) => break written,
+            Err(error) => retry.wait(error).await,
+        }
     };
+    retry.done();
     let queued = write.status == Some(StatusChange::Queued);
-    let written = jobs.write(claim, &write).await?;
     let kept = matches!(written, Written::Done { .. });
-    Ok(if queued && kept { Checked::Queued } else { Checked::Done })
+    if queued && kept { Checked::Queued } else { Checked::Done }
 }
 
 async fn check(shared: &Arc<Shared>, job: &JobRow) -> Result<(Resolved, Vec<JobNotice>), Unusable> {

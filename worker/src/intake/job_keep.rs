@@ -7,7 +7,6 @@ use super::job_run::Run;
 use super::{Shared, jobs, lock};
 use crate::engine::command::Command;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use storage::db::{Claim, Intent, Renewed};
 use tokio::sync::Notify;
@@ -17,8 +16,9 @@ use tokio::time::{sleep, sleep_until};
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Longest pause between two tries.
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
-/// How soon a worker that drains notices that files are being checked.
-const DRAIN_LOOK: Duration = Duration::from_millis(50);
+/// How often a short piece of work asks whether the job is still this worker's: a cancelled one
+/// shall not keep others waiting.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a run has to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,15 +163,15 @@ pub async fn with_lease<T>(
     tokio::select! {
         done = work => Ok(done),
         parting = keep_alone(shared, claim, asked) => Err(parting),
-        () = drain(shared) => Err(Parting::Drain),
+        () = shared.drains() => Err(Parting::Drain),
     }
 }
 
-async fn keep_alone(shared: &Shared, claim: &Claim, asked: Instant) -> Parting {
+async fn keep_alone(shared: &Shared, claim: &Claim, mut asked: Instant) -> Parting {
     let mut hold = Hold::new(shared.options.lease, asked);
     loop {
-        sleep_until(hold.due().into()).await;
-        let asked = Instant::now();
+        sleep_until(hold.due().min(asked + ASK_EVERY).into()).await;
+        asked = Instant::now();
         match shared.storage.db.jobs().renew(claim, jobs::lease_ms(shared)).await {
             Ok(Renewed::Lost) => return Parting::Lost,
             Ok(Renewed::Kept { .. }) => hold.renewed(asked),
@@ -180,11 +180,5 @@ async fn keep_alone(shared: &Shared, claim: &Claim, asked: Instant) -> Parting {
                 sleep(RETRY_LONGEST).await;
             }
         }
-    }
-}
-
-async fn drain(shared: &Shared) {
-    while !shared.draining.load(Relaxed) {
-        sleep(DRAIN_LOOK).await;
     }
 }

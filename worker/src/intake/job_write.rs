@@ -207,7 +207,7 @@ impl Writer<'_> {
 
     /// Stores an object.
     async fn put(&self, key: &ObjectKey, bytes: Bytes) {
-        let mut retry = Retry::new(self.run, "storing an object");
+        let mut retry = Retry::new(self.run.id(), "storing an object");
         loop {
             self.run.firm().await;
             match self.run.shared.storage.objects.put(key, bytes.clone()).await {
@@ -221,7 +221,7 @@ impl Writer<'_> {
 /// Writes about a run's job, and removes what no row names any more. A repeated write changes
 /// nothing. False: the claim is lost.
 pub async fn send(run: &Run, write: &JobWrite) -> bool {
-    let mut retry = Retry::new(run, "writing about a job");
+    let mut retry = Retry::new(run.id(), "writing about a job");
     let pruned = loop {
         run.firm().await;
         match run.shared.storage.db.jobs().write(&run.claim, write).await {
@@ -249,7 +249,7 @@ async fn remove(shared: Arc<Shared>, keys: Vec<ObjectKey>) {
 
 /// Gives the job back, so that another worker goes on at once.
 async fn release(run: &Run) {
-    let mut retry = Retry::new(run, "giving a job back");
+    let mut retry = Retry::new(run.id(), "giving a job back");
     while let Err(error) = run.shared.storage.db.jobs().release(&run.claim).await {
         retry.wait(error).await;
     }
@@ -257,29 +257,29 @@ async fn release(run: &Run) {
 }
 
 /// Tries of one write: says once that it fails and once that it works again.
-struct Retry<'a> {
-    run: &'a Run,
+pub(super) struct Retry<'a> {
+    job: &'a str,
     what: &'static str,
     pause: Duration,
     noted: bool,
 }
 
 impl<'a> Retry<'a> {
-    fn new(run: &'a Run, what: &'static str) -> Self {
-        Self { run, what, pause: RETRY_FIRST, noted: false }
+    pub(super) fn new(job: &'a str, what: &'static str) -> Self {
+        Self { job, what, pause: RETRY_FIRST, noted: false }
     }
 
-    async fn wait(&mut self, error: storage::Error) {
+    pub(super) async fn wait(&mut self, error: storage::Error) {
         if !std::mem::replace(&mut self.noted, true) {
-            tracing::warn!(job.id = self.run.id(), %error, "{} failed; trying again", self.what);
+            tracing::warn!(job.id = self.job, %error, "{} failed; trying again", self.what);
         }
         sleep(self.pause).await;
         self.pause = (self.pause * 2).min(RETRY_LONGEST);
     }
 
-    fn done(&self) {
+    pub(super) fn done(&self) {
         if self.noted {
-            tracing::info!(job.id = self.run.id(), "{} works again", self.what);
+            tracing::info!(job.id = self.job, "{} works again", self.what);
         }
     }
 }
