@@ -48,11 +48,11 @@ pub async fn run(shared: Arc<Shared>, mut events: Receiver<Event>) -> Option<Str
 }
 
 fn tell_job(shared: &Shared, id: &str, news: JobEvent) {
-    let mut running = lock(&shared.running);
-    let Some(run) = running.get_mut(id) else { return };
+    let mut runs = lock(&shared.runs);
     if news == JobEvent::Started {
-        run.live = true;
+        runs.set_live(id, true);
     }
+    let Some(run) = runs.get(id) else { return };
     if run.news.try_send(news).is_err() {
         // Its runner could not write for far longer than its lease; it will find the lease lost.
         tracing::error!(job.id = id, "a job's news were dropped: its runner does not read them");

@@ -12,7 +12,6 @@ use crate::plan::MemoryPlan;
 use crate::text::{ChatTemplate, Text, Tokenizer};
 use anyhow::{Context, bail};
 use kernels::Device;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -76,13 +75,12 @@ impl Worker {
             device: name,
             gauges: gauges.clone(),
             routes: Mutex::default(),
-            running: Mutex::new(HashMap::new()),
+            runs: Mutex::default(),
             job_bell: Notify::new(),
             draining: false.into(),
             told_to_drain: Notify::new(),
             closing: Notify::new(),
             wanted,
-            moved: Mutex::default(),
             options,
             storage,
             text,

@@ -22,7 +22,7 @@ pub async fn begin(shared: &Shared) {
         tracing::warn!(%error, "telling that this worker drains failed");
     }
     shared.job_bell.notify_one();
-    for running in lock(&shared.running).values() {
+    for (_, running) in lock(&shared.runs).iter() {
         running.bell.notify_one();
     }
 }
@@ -35,7 +35,7 @@ pub async fn save_jobs(shared: &Shared, taking: &mut tokio::task::JoinHandle<()>
         {
             tracing::error!(%error, "the task that claims jobs did not end well");
         }
-        while !lock(&shared.running).is_empty() {
+        while !lock(&shared.runs).is_empty() {
             tokio::time::sleep(LOOK).await;
         }
     };

@@ -2,7 +2,7 @@
 //! adapters, jobs and the worker itself.
 
 use super::adapters::Source;
-use super::{Moved, Shared, lock, requests};
+use super::{Shared, lock, requests};
 use crate::engine::command::{Command, Leaving};
 use std::sync::Arc;
 use storage::queue::Inbox;
@@ -36,7 +36,8 @@ async fn obey(shared: &Arc<Shared>, message: ToWorker) -> bool {
         }
         ToWorker::JobNudge { job_id } => nudge(shared, &job_id),
         ToWorker::Load { adapter_id, object } => load(shared, adapter_id, object),
-        ToWorker::MoveJob { job_id, to } => move_job(shared, job_id, to),
+        // The job's runner saves it and lets go.
+        ToWorker::MoveJob { job_id, to } => lock(&shared.runs).leave(job_id, to),
         ToWorker::Drain => shared.told_to_drain.notify_one(),
     }
     true
@@ -51,7 +52,7 @@ async fn cancel(shared: &Shared, request_id: &str, attempt: u32) -> bool {
 }
 
 fn nudge(shared: &Shared, job_id: &str) {
-    match lock(&shared.running).get(job_id) {
+    match lock(&shared.runs).get(job_id) {
         Some(running) => running.bell.notify_one(),
         None => shared.job_bell.notify_one(),
     }
@@ -70,12 +71,4 @@ async fn evict(shared: &Shared, adapter_id: String, hand_over: bool) -> bool {
         return false;
     }
     shared.command(Command::EvictAdapter(adapter_id)).await
-}
-
-/// The job's runner saves it and lets go.
-fn move_job(shared: &Shared, job_id: String, to: Option<String>) {
-    let bell = lock(&shared.running).get(&job_id).map(|running| running.bell.clone());
-    let Some(bell) = bell else { return };
-    lock(&shared.moved).insert(job_id, Moved { to, until: None });
-    bell.notify_one();
 }

@@ -115,9 +115,7 @@ pub async fn run(
             parting = keeper.keep() => part(run, parting).await,
         }
     };
-    if let Some(running) = lock(&run.shared.running).get_mut(run.id()) {
-        running.live = false;
-    }
+    lock(&run.shared.runs).set_live(run.id(), false);
     if run.has_started() && !matches!(ended, Ok(End::NoRoom)) {
         run.shared.command(Command::StopJob(run.id().to_owned())).await;
         wait_for_stop(run, &mut news).await;

@@ -16,8 +16,6 @@ const REST: Duration = Duration::from_secs(2);
 /// A look at the rows that took so long was an outage. What has lapsed meanwhile is left to its
 /// owners for a while: they renew as soon as the database answers.
 const SLOW: Duration = Duration::from_secs(1);
-/// How long it leaves a job alone that was moved away and that nobody else takes.
-const LEFT_ALONE: Duration = Duration::from_secs(10);
 /// Between two looks whether an earlier run of the same job is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -65,7 +63,7 @@ pub async fn run(shared: Arc<Shared>) {
 /// the client.
 async fn watch(shared: &Shared) -> storage::Result<()> {
     let held = shared.storage.db.jobs().held_by(&shared.options.worker_id).await?;
-    for (id, running) in lock(&shared.running).iter() {
+    for (id, running) in lock(&shared.runs).iter() {
         let row = held.iter().find(|row| row.id == *id && row.attempt == running.attempt);
         if row.is_none_or(|row| row.intent.is_some()) {
             running.bell.notify_one();
@@ -127,7 +125,7 @@ impl Desk {
         let lapsed = |held: &Weak<Run>| held.upgrade().is_some_and(|run| !run.is_firm());
         !self.drains()
             && self.runs.len() < self.shared.options.max_jobs
-            && lock(&self.shared.moved).is_empty()
+            && !lock(&self.shared.runs).moves()
             && Instant::now() >= self.train_after
             && !self.held.iter().any(lapsed)
     }
@@ -165,10 +163,7 @@ impl Desk {
 /// Tells the workers that may go on with a job that this one has let go of it. One that was moved
 /// is left alone here for a while.
 async fn pass_on(shared: &Shared, job: &str) {
-    let to = lock(&shared.moved).get_mut(job).and_then(|moved| {
-        moved.until = Some(Instant::now() + LEFT_ALONE);
-        moved.to.clone()
-    });
+    let to = lock(&shared.runs).let_go(job, Instant::now());
     let queue = &shared.storage.queue;
     let told = match to {
         Some(worker) => {
@@ -182,15 +177,14 @@ async fn pass_on(shared: &Shared, job: &str) {
     }
 }
 
-/// Moved jobs that somebody has, that ended, or that nobody wants. While one waits, this worker
-/// takes no job: it might be that one.
+/// Moved jobs that somebody has, that ended, or that nobody wants.
 async fn forget_moved(shared: &Shared) -> storage::Result<()> {
-    let moved = lock(&shared.moved).clone();
-    for (id, until) in moved.into_iter().filter_map(|(id, moved)| Some((id, moved.until?))) {
+    let moved = lock(&shared.runs).left_alone(Instant::now());
+    for (id, long_enough) in moved {
         let row = shared.storage.db.jobs().of_anyone(&id).await?;
         let free = row.is_some_and(|job| job.status == JobStatus::Running && job.owner.is_none());
-        if !free || Instant::now() >= until {
-            lock(&shared.moved).remove(&id);
+        if !free || long_enough {
+            lock(&shared.runs).forget(&id);
         }
     }
     Ok(())
@@ -200,7 +194,8 @@ async fn forget_moved(shared: &Shared) -> storage::Result<()> {
 async fn train(run: Arc<Run>) -> Step {
     let shared = &run.shared;
     let (news, bell) = loop {
-        match shared.open_run(&run.claim) {
+        let opened = lock(&shared.runs).open(run.id(), run.claim.attempt);
+        match opened {
             Some(opened) => break opened,
             // Paused and resumed at once: the engine has not let go of it yet.
             None => tokio::time::sleep(LOOK_AGAIN).await,
@@ -208,10 +203,10 @@ async fn train(run: Arc<Run>) -> Step {
     };
     let ended = job_run::run(&run, news, bell).await;
     let others_may = matches!(ended, Ok(End::Released | End::NoRoom));
-    if others_may || lock(&shared.moved).contains_key(run.id()) {
+    if others_may || lock(&shared.runs).is_moved(run.id()) {
         pass_on(shared, run.id()).await;
     }
-    lock(&shared.running).remove(run.id());
+    lock(&shared.runs).close(run.id(), Instant::now());
     match ended {
         Ok(End::Done) => Step::Look,
         Ok(End::Released | End::NoRoom) => Step::Rest,
@@ -222,10 +217,15 @@ async fn train(run: Arc<Run>) -> Step {
     }
 }
 
+/// Whether this worker itself may train what it has checked; otherwise the others are told.
+fn may_follow(shared: &Shared) -> bool {
+    !shared.draining.load(Relaxed) && lock(&shared.runs).len() < shared.options.max_jobs
+}
+
 /// Checks a claimed job's files.
 async fn check(shared: Arc<Shared>, claim: Claim, asked: Instant) -> Step {
     match job_check::validate(&shared, &claim, asked).await {
-        Ok(Checked::Queued) if lock(&shared.running).len() < shared.options.max_jobs => {}
+        Ok(Checked::Queued) if may_follow(&shared) => {}
         Ok(Checked::Queued | Checked::Released) => pass_on(&shared, &claim.job.id).await,
         Ok(Checked::Done) => {}
         Err(error) => {

@@ -5,7 +5,7 @@
 //! - [`jobs`]: leases; [`job_check`]: validation; [`job_run`]: one job from claim to result, with
 //!   [`job_keep`] for its lease and [`job_write`] for its rows.
 //! - [`presence`]: what others may know of this worker; [`drain`]: how it leaves.
-//! - [`routes`], [`mail`], [`hold`], [`outbox`]: the state behind them, as plain data.
+//! - [`routes`], [`mail`], [`hold`], [`outbox`], [`runs`]: the state behind them, as plain data.
 
 pub mod adapters;
 pub mod drain;
@@ -22,24 +22,22 @@ pub mod outbox;
 pub mod presence;
 pub mod requests;
 pub mod routes;
+pub mod runs;
 
 use crate::base::BaseConfig;
-use crate::engine::command::{Command, JobEvent};
+use crate::engine::command::Command;
 use crate::engine::gauges::Gauges;
 use crate::options::WorkerOptions;
 use crate::text::Text;
 use adapters::Adapters;
 use routes::Routes;
-use std::collections::HashMap;
+use runs::Runs;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use storage::Storage;
-use storage::db::Claim;
 use tokio::sync::{Notify, mpsc};
 
-/// News of one job that its runner has not read yet; it reads them as they come.
-const JOB_NEWS: usize = 4096;
 /// How soon work that may be left notices that this worker drains.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
@@ -72,7 +70,7 @@ pub struct Shared {
     /// Weights in host memory.
     pub adapters: Adapters,
     /// Jobs that run here.
-    pub running: Mutex<HashMap<String, Running>>,
+    pub runs: Mutex<Runs>,
     /// Rings when a job's row may have changed.
     pub job_bell: Notify,
     /// Takes no new work.
@@ -83,8 +81,6 @@ pub struct Shared {
     pub closing: Notify,
     /// Adapters to bring onto the device before requests come.
     pub wanted: mpsc::Sender<String>,
-    /// Jobs that an operator moves away from here.
-    pub moved: Mutex<HashMap<String, Moved>>,
 }
 
 /// Bounds that intake checks before the engine does.
@@ -96,46 +92,10 @@ pub struct Bounds {
     pub arena_rank_rows: usize,
 }
 
-/// A job that runs here.
-#[derive(Clone)]
-pub struct Running {
-    /// Number of the claim.
-    pub attempt: i64,
-    /// News from the engine.
-    pub news: mpsc::Sender<JobEvent>,
-    /// Rings when its row may have changed.
-    pub bell: Arc<Notify>,
-    /// The engine trains it: its id can be asked as a model.
-    pub live: bool,
-}
-
-/// A job that is to go to another worker.
-#[derive(Clone, Debug)]
-pub struct Moved {
-    /// The worker to hear of it first; none: all.
-    pub to: Option<String>,
-    /// Once it was let go: when this worker may have it again.
-    pub until: Option<Instant>,
-}
-
 impl Shared {
-    /// A new entry in the list of running jobs, and the end that its runner reads. None while an
-    /// earlier run of the job has not ended.
-    pub fn open_run(&self, claim: &Claim) -> Option<(mpsc::Receiver<JobEvent>, Arc<Notify>)> {
-        let mut runs = lock(&self.running);
-        if runs.contains_key(&claim.job.id) {
-            return None;
-        }
-        let (news, reader) = mpsc::channel(JOB_NEWS);
-        let bell = Arc::new(Notify::new());
-        let running = Running { attempt: claim.attempt, news, bell: bell.clone(), live: false };
-        runs.insert(claim.job.id.clone(), running);
-        Some((reader, bell))
-    }
-
     /// Whether a job that runs here is to be saved and left to another worker.
     pub fn gives_up(&self, job: &str) -> bool {
-        self.draining.load(Relaxed) || lock(&self.moved).contains_key(job)
+        self.draining.load(Relaxed) || lock(&self.runs).is_moved(job)
     }
 
     /// Waits until this worker drains.

@@ -13,7 +13,7 @@ const REFRESH: Duration = Duration::from_millis(250);
 /// The worker as it is now.
 pub fn of(shared: &Shared) -> WorkerPresence {
     let gauges = &shared.gauges;
-    let running = lock(&shared.running).len();
+    let running = lock(&shared.runs).len();
     WorkerPresence {
         worker_id: shared.options.worker_id.clone(),
         incarnation: shared.incarnation.clone(),
@@ -39,8 +39,8 @@ fn residents(shared: &Shared) -> Vec<ResidentAdapter> {
         on_device.iter().filter(|resident| !resident.leaving && !resident.key.contains('#'));
     let mut adapters: Vec<ResidentAdapter> =
         plain.map(|resident| named(&resident.key, true, resident.readers)).collect();
-    let running = lock(&shared.running);
-    for (id, _) in running.iter().filter(|(_, running)| running.live) {
+    let runs = lock(&shared.runs);
+    for (id, _) in runs.iter().filter(|(_, running)| running.live) {
         let parts = on_device
             .iter()
             .filter(|resident| resident.key.split_once('#').is_some_and(|(job, _)| job == id));
@@ -52,7 +52,7 @@ fn residents(shared: &Shared) -> Vec<ResidentAdapter> {
             requests: parts.map(|resident| resident.readers).sum(),
         });
     }
-    drop(running);
+    drop(runs);
     for key in shared.adapters.keys() {
         let copy = named(&key, false, 0);
         let known =

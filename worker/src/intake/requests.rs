@@ -113,7 +113,7 @@ fn known_target(shared: &Shared, request: &Request) -> Result<Option<Target>, Fa
         }
         // A job that trains here answers with what it published last.
         WireTarget::Job { job_id } => {
-            let live = lock(&shared.running).get(job_id).is_some_and(|running| running.live);
+            let live = lock(&shared.runs).get(job_id).is_some_and(|running| running.live);
             live.then(|| Target::LiveJob(job_id.clone()))
         }
     })
