@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use storage::Db;
 use storage::db::JobRow;
 
-/// Optimizer steps of a site's job.
-pub const STEPS: u64 = 900;
+/// Examples of a site's job, and of one of its steps.
+const EXAMPLES: usize = 600;
+const BATCH: usize = 4;
 
 /// See the module.
 pub struct Site {
@@ -23,6 +24,8 @@ pub struct Site {
     pub gateway: Server,
     /// A request for a job.
     pub job: Value,
+    /// Its optimizer steps.
+    pub steps: u64,
     /// The rows, as a process of its own sees them.
     pub rows: Db,
 }
@@ -45,19 +48,27 @@ impl Site {
     pub async fn over(stores: Stores) -> Self {
         let cluster = Cluster::over(stores);
         // A gateway knows a base from its first worker on.
-        let first = cluster.worker("first", &["--max-jobs", "0"]);
+        let mut first = cluster.worker("first", &["--max-jobs", "0"]);
         let gateway = cluster.gateway();
         let job = json!({
             "model": "tiny",
-            "training_file": gateway.upload(chat_file(600)).await,
+            "training_file": gateway.upload(chat_file(EXAMPLES)).await,
             "seed": 5,
-            "hyperparameters": {"n_epochs": 6, "batch_size": 4},
+            "hyperparameters": {"batch_size": BATCH},
             "lora": {"rank": 128, "dropout": 0.1},
             "training": {"checkpoint_every_steps": 20},
         });
-        drop(first);
+        assert!(first.terminate().await);
         let rows = cluster.rows().await;
-        Self { cluster, gateway, job, rows }
+        let mut site = Self { cluster, gateway, job, steps: 0, rows };
+        site.set_epochs(6);
+        site
+    }
+
+    /// Makes the job shorter or longer.
+    pub fn set_epochs(&mut self, epochs: usize) {
+        self.job["hyperparameters"]["n_epochs"] = json!(epochs);
+        self.steps = (epochs * EXAMPLES / BATCH) as u64;
     }
 
     /// A worker with a short lease.
@@ -72,7 +83,7 @@ impl Site {
         let start = Instant::now();
         let row = self.gateway.success(&id).await;
         println!("undisturbed: {:?}", start.elapsed());
-        assert_eq!(self.gateway.steps(&id).await, (1..=STEPS).collect::<Vec<_>>());
+        assert_eq!(self.gateway.steps(&id).await, (1..=self.steps).collect::<Vec<_>>());
         drop(calm);
         self.gateway.content(&row).await
     }
@@ -114,6 +125,6 @@ impl Site {
     pub async fn ends_like(&self, id: &str, expected: &[u8]) {
         let row = self.gateway.success(id).await;
         assert!(self.gateway.content(&row).await == expected, "the adapters differ");
-        assert_eq!(self.gateway.steps(id).await, (1..=STEPS).collect::<Vec<_>>());
+        assert_eq!(self.gateway.steps(id).await, (1..=self.steps).collect::<Vec<_>>());
     }
 }
