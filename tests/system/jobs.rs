@@ -94,7 +94,8 @@ async fn wishes_reach_any_worker_within_a_second() {
     // Everything in Redis is lost, and the nudge with it: the rows are looked at.
     let mut forgotten = Vec::new();
     for _ in 0..2 {
-        redis.restart_empty();
+        redis.end();
+        redis.begin_anew();
         forgotten.push(timed(&id, "pause", "paused").await);
         timed(&id, "resume", "running").await;
     }

@@ -14,7 +14,7 @@ use common::cluster::Cluster;
 use common::process::{complaint, loquetier};
 use common::server::Server;
 use common::stores::{Stores, server_of, through};
-use common::{chat, tiny_base, until};
+use common::{chat, tiny_base};
 use proxy::{Fault, Proxy};
 use reqwest::Method;
 use reqwest::multipart::{Form, Part};
@@ -125,10 +125,7 @@ async fn inference_goes_on_without_postgres() {
         assert_eq!(gateway.try_get("/../healthz").await.status, 200, "{fault:?}");
 
         proxy.set(Fault::None);
-        until("ready again", async || {
-            (gateway.try_get("/../readyz").await.status == 200).then_some(())
-        })
-        .await;
+        gateway.until_ready().await;
         assert_eq!(answer(&gateway, &model).await, adapted, "{fault:?}: afterwards");
         assert_eq!(gateway.get("/models").await["data"][0]["id"], "tiny");
     }

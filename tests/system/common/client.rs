@@ -218,6 +218,12 @@ impl Client {
         files
     }
 
+    /// Waits until the server says that it has all it needs.
+    pub async fn until_ready(&self) {
+        let ready = async || self.try_get("/../readyz").await.status == 200;
+        until("ready", async || ready().await.then_some(())).await;
+    }
+
     /// Live workers.
     pub async fn workers(&self) -> Vec<Value> {
         let list = self.get("/workers").await;
