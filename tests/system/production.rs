@@ -88,8 +88,8 @@ async fn nobody_waits_for_a_check_of_files() {
     assert!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
     let row = site.row(&id).await;
     assert_eq!((row.status, row.owner, row.attempt), (JobStatus::ValidatingFiles, None, 1));
-    let fruitless = format!("SELECT fruitless_claims FROM jobs WHERE id = '{id}'");
-    let fruitless = printed(Command::new("psql").args([&site.stores.database, "-Atc", &fruitless]));
+    let question = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/system/fruitless_claims.sql");
+    let fruitless = printed(Command::new("psql").args([&site.stores.database, "-Atf", question]));
     assert_eq!(fruitless, "0", "it was nobody's fault");
 
     let _next = site.worker("next", &flags);
@@ -153,7 +153,14 @@ async fn a_draining_worker_claims_nothing() {
         assert!(leaving.ended().await);
         next
     };
-    let (texts, next) = tokio::join!(streams, drain);
+    let (texts, mut next) = tokio::join!(streams, drain);
     assert!(texts[0].len() > 1000 && texts.iter().all(|text| *text == texts[0]));
-    drop(next);
+
+    // A pause is no less obeyed for the drain, with nobody there to go on.
+    site.step(&trained, 1).await;
+    site.rows.jobs().request_pause("org-local", &trained).await.unwrap();
+    assert!(next.terminate().await);
+    let rows = [site.row(&trained).await, site.row(&waiting).await];
+    let left = rows.map(|row| (row.status, row.owner));
+    assert_eq!(left, [(JobStatus::Paused, None), (JobStatus::Running, None)]);
 }

@@ -136,6 +136,9 @@ impl<'a> Keeper<'a> {
     async fn obey(&mut self, intent: Option<Intent>) -> Option<Parting> {
         let draining = self.run.shared.gives_up(self.run.id());
         let pause = intent == Some(Intent::Pause);
+        if pause {
+            self.run.ask_pause();
+        }
         if !self.run.has_started() {
             return match (pause, draining) {
                 (true, _) => Some(Parting::Pause),

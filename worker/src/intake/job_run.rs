@@ -50,6 +50,7 @@ pub struct Run {
     pub filled: Notify,
     firm: Notify,
     started: AtomicBool,
+    pause: AtomicBool,
 }
 
 impl Run {
@@ -65,6 +66,7 @@ impl Run {
             filled: Notify::new(),
             firm: Notify::new(),
             started: AtomicBool::new(false),
+            pause: AtomicBool::new(false),
         }
     }
 
@@ -76,6 +78,17 @@ impl Run {
     /// Whether the engine has the job.
     pub fn has_started(&self) -> bool {
         self.started.load(Relaxed)
+    }
+
+    /// The client wants the job paused.
+    pub fn ask_pause(&self) {
+        self.pause.store(true, Relaxed);
+    }
+
+    /// Whether the job, once saved, is left to another worker. Not where it is to be paused: there
+    /// may be none that could do it.
+    pub fn is_left(&self) -> bool {
+        self.shared.gives_up(self.id()) && !self.pause.load(Relaxed)
     }
 
     /// Whether the lease surely is this run's.

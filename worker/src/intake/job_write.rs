@@ -73,7 +73,7 @@ impl Writer<'_> {
 
     /// Stores a state, then writes the row that names it.
     async fn keep(&self, saved: Saved) -> anyhow::Result<Option<End>> {
-        let leaving = self.run.shared.gives_up(self.run.id());
+        let leaving = self.run.is_left();
         let (purpose, mark) = (saved.snapshot.purpose, saved.mark);
         let storing = self.store(saved, leaving);
         tokio::pin!(storing);
