@@ -1,13 +1,13 @@
 //! Adapters against PEFT: logits, every gradient, and twenty AdamW steps of training.
 
 use crate::common::reading::read;
-use crate::common::training::{item, micro_batch};
+use crate::common::training::{item, micro_batch, update};
 use crate::common::{
     Adapter, Expected, golden, gradients, largest_difference, model, place, relative_difference,
     sizes,
 };
 use kernels::tables::PAGE;
-use kernels::{AdamW, AdamWState, Cpu, Device, In, Module, Out};
+use kernels::{AdamW, Cpu, Module};
 use serde_json::Value;
 use std::sync::Arc;
 use worker::adapters::{AdapterLayout, Part, TensorSpot, peft};
@@ -111,23 +111,6 @@ fn every_gradient_is_that_of_peft() {
     }
 }
 
-/// One optimizer step; the gradient's norm.
-fn update(model: &mut Model<Cpu<f32>>, len: usize, step: AdamW) -> f64 {
-    let (device, train, pool) = (&model.device, &mut model.train, &mut model.pool);
-    device.grad_norm(Out::all(&mut train.norm), In::range(&train.grads, PAGE, len)).unwrap();
-    let state = AdamWState {
-        params: Out::range(&mut train.params, PAGE, len),
-        grads: In::range(&train.grads, PAGE, len),
-        m: Out::range(&mut train.m, PAGE, len),
-        v: Out::range(&mut train.v, PAGE, len),
-        weights: Out::range(&mut pool.weights, PAGE, len),
-        norm: In::all(&train.norm),
-    };
-    device.adamw(state, step).unwrap();
-    device.fill_wide(Out::range(&mut train.grads, PAGE, len), 0.0).unwrap();
-    f64::from(train.norm[0])
-}
-
 #[test]
 fn twenty_steps_of_training_are_those_of_peft() {
     for name in ADAPTERS {
@@ -152,7 +135,8 @@ fn twenty_steps_of_training_are_those_of_peft() {
             let loss = case.train(&examples).iter().sum::<f64>() / labels as f64;
             step.step += 1;
             step.learning_rate = record["learning_rate"].as_f64().unwrap();
-            let norm = update(&mut case.model, case.adapter.layout.len(), step);
+            update(&mut case.model, case.adapter.layout.len(), step);
+            let norm = f64::from(case.model.train.norm[0]);
             for (found, field) in [(loss, "loss"), (norm, "grad_norm")] {
                 let expected = record[field].as_f64().unwrap();
                 let difference = (found - expected).abs() / expected.abs();

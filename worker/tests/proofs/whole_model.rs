@@ -4,10 +4,10 @@
 //! files on the machine with the GPU; `LOQUETIER_WHOLE_MODEL` names their folder.
 
 use crate::common::reading::{Reader, blocks, logits, read};
-use crate::common::training::{item, micro_batch, micro_batch_beside};
+use crate::common::training::{item, micro_batch, micro_batch_beside, update};
 use crate::common::{Adapter, bits};
 use kernels::tables::PAGE;
-use kernels::{AdamW, AdamWState, Cuda, Device, In, Out};
+use kernels::{AdamW, Cuda, Device, In};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -123,17 +123,6 @@ impl<D: Device> Whole<D> {
     fn update(&mut self, step: u64) {
         let len = self.adapter.layout.len();
         let learning_rate = self.run["learning_rate"].as_f64().unwrap();
-        let (device, train, pool) =
-            (&self.model.device, &mut self.model.train, &mut self.model.pool);
-        device.grad_norm(Out::all(&mut train.norm), In::range(&train.grads, PAGE, len)).unwrap();
-        let state = AdamWState {
-            params: Out::range(&mut train.params, PAGE, len),
-            grads: In::range(&train.grads, PAGE, len),
-            m: Out::range(&mut train.m, PAGE, len),
-            v: Out::range(&mut train.v, PAGE, len),
-            weights: Out::range(&mut pool.weights, PAGE, len),
-            norm: In::all(&train.norm),
-        };
         let step = AdamW {
             learning_rate,
             beta1: 0.9,
@@ -143,8 +132,7 @@ impl<D: Device> Whole<D> {
             max_grad_norm: 1.0,
             step,
         };
-        device.adamw(state, step).unwrap();
-        device.fill_wide(Out::range(&mut train.grads, PAGE, len), 0.0).unwrap();
+        update(&mut self.model, len, step);
     }
 
     /// Masters and moments.

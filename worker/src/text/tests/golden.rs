@@ -62,16 +62,6 @@ fn prompts_equal_transformers() {
     assert!(golden.lines().count() >= 20 && refusals >= 3);
 }
 
-fn open<'a>(messages: &'a [Message], kwargs: &'a Map<String, Value>) -> Conversation<'a> {
-    Conversation {
-        messages,
-        tools: &[],
-        template_kwargs: kwargs,
-        ending: Ending::Open,
-        unix_time: 0,
-    }
-}
-
 #[test]
 fn a_last_assistant_message_can_be_continued() {
     let text = family("qwen25");

@@ -8,6 +8,8 @@ mod safety;
 
 use std::sync::LazyLock;
 
+use serde_json::{Map, Value};
+
 use super::*;
 
 pub(super) const BYTE_LEVEL: &str = include_str!("../../../tests/fixtures/text/byte_level.json");
@@ -66,5 +68,19 @@ pub(crate) fn text(tokenizer: &str, template: &str, config: &str) -> Text {
     Text {
         tokenizer: Tokenizer::from_bytes(tokenizer.as_bytes()).unwrap(),
         template: ChatTemplate::parse(Some(config.as_bytes()), Some(template.as_bytes())).unwrap(),
+    }
+}
+
+/// A conversation whose next message is the model's.
+pub(super) fn open<'a>(
+    messages: &'a [Message],
+    kwargs: &'a Map<String, Value>,
+) -> Conversation<'a> {
+    Conversation {
+        messages,
+        tools: &[],
+        template_kwargs: kwargs,
+        ending: Ending::Open,
+        unix_time: 0,
     }
 }

@@ -72,13 +72,7 @@ fn template_files() {
         let source = mutator.mutate(template_source(name).as_bytes());
         let Ok(Some(template)) = ChatTemplate::parse(None, Some(&source)) else { continue };
         let (messages, kwargs) = ([Message::new(Role::User, "x")], Map::new());
-        let conversation = Conversation {
-            messages: &messages,
-            tools: &[],
-            template_kwargs: &kwargs,
-            ending: Ending::Open,
-            unix_time: 0,
-        };
+        let conversation = open(&messages, &kwargs);
         rendered += usize::from(template.render(&conversation, tokenizer.spellings()).is_ok());
     }
     assert!(rendered > 50, "{rendered} of 1000 rendered");

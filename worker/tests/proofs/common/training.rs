@@ -1,6 +1,7 @@
 //! Micro-batches without the engine: a cursor driven by hand.
 
-use kernels::Device;
+use kernels::tables::PAGE;
+use kernels::{AdamW, AdamWState, Device, In, Out};
 use worker::model::{Batch, Model};
 use worker::train::{Cursor, Item, ItemResult, Kind, Sequence, Slice};
 
@@ -58,4 +59,20 @@ pub fn micro_batch_beside<D: Device>(
             }
         }
     }
+}
+
+/// One optimizer step of an adapter of `len` values that lies alone in the pools.
+pub fn update<D: Device>(model: &mut Model<D>, len: usize, step: AdamW) {
+    let (device, train, pool) = (&model.device, &mut model.train, &mut model.pool);
+    device.grad_norm(Out::all(&mut train.norm), In::range(&train.grads, PAGE, len)).unwrap();
+    let state = AdamWState {
+        params: Out::range(&mut train.params, PAGE, len),
+        grads: In::range(&train.grads, PAGE, len),
+        m: Out::range(&mut train.m, PAGE, len),
+        v: Out::range(&mut train.v, PAGE, len),
+        weights: Out::range(&mut pool.weights, PAGE, len),
+        norm: In::all(&train.norm),
+    };
+    device.adamw(state, step).unwrap();
+    device.fill_wide(Out::range(&mut train.grads, PAGE, len), 0.0).unwrap();
 }
