@@ -8,7 +8,7 @@ mod common;
 use common::cluster::Cluster;
 use common::process::{Process, complaint, loquetier, printed};
 use common::server::Server;
-use common::{chat, chat_file, until};
+use common::{chat, chat_file, is_idle, until};
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -167,10 +167,7 @@ impl Load {
 
     /// Waits until no worker holds anything for a request.
     async fn until_idle(&self) {
-        let idle = |worker: &Value| {
-            worker["requests"] == 0 && worker["free_blocks"] == worker["total_blocks"]
-        };
-        self.gateway.until_workers("all are idle", |workers| workers.iter().all(idle)).await;
+        self.gateway.until_workers("all are idle", |all| all.iter().all(is_idle)).await;
     }
 
     /// Moves some job that runs; those that end just now are passed over.

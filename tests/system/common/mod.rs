@@ -34,3 +34,10 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
         tokio::time::sleep(LOOK).await;
     }
 }
+
+/// Whether a worker trains nothing and holds nothing for a request.
+pub fn is_idle(worker: &serde_json::Value) -> bool {
+    worker["requests"] == 0
+        && worker["training_jobs"] == 0
+        && worker["free_blocks"] == worker["total_blocks"]
+}
