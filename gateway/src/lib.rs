@@ -3,8 +3,8 @@
 //!
 //! - [`router`]: the whole API on one page; `routes/*` are its handlers, `wire/*` its JSON.
 //! - `border`, `auth`, `limits`, `body`: what every request passes.
-//! - `inference`, [`flight`], `relay`, [`switchboard`], [`placement`]: from a request to tokens,
-//!   across workers; the linked ones are plain data, which the simulator drives too.
+//! - `inference`, [`flight`], `relay`, [`switchboard`], [`strays`], [`placement`]: from a request
+//!   to tokens, across workers; the linked ones are plain data, which the simulator drives too.
 //! - `sse`: those tokens as a stream.
 //! - [`serve()`] holds the connections.
 
@@ -29,6 +29,7 @@ pub mod router;
 mod routes;
 mod serve;
 mod sse;
+pub mod strays;
 pub mod switchboard;
 mod tar;
 pub mod wire;

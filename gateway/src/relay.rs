@@ -4,20 +4,24 @@
 //! One task reads for all requests. It never waits for one of them: a reader whose buffer is full
 //! loses its request. It also watches the presence of all workers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use storage::queue::message::{ToWorker, WorkerPresence};
+use storage::queue::message::{ToWorker, TokenMessage, WorkerPresence};
 use storage::queue::{Queue, Received, TokenReceiver};
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 
+use crate::strays::Stray;
 pub use crate::switchboard::Signal;
 use crate::switchboard::Switchboard;
 
 /// How often presence is looked at; a lost worker is noticed within this and its presence time.
 const PRESENCE_PERIOD: Duration = Duration::from_millis(500);
+
+/// How long the cancel of a stray waits for room at its worker.
+const STRAY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Cancels every placement of a request.
 pub const ALL_ATTEMPTS: u32 = u32::MAX;
@@ -83,9 +87,7 @@ impl Relay {
         loop {
             tokio::select! {
                 received = messages.recv() => match received {
-                    Some(Received::Message(message)) => {
-                        self.hand_out(|board| board.take(message));
-                    }
+                    Some(Received::Message(message)) => self.receive(message),
                     Some(Received::Lost) => {
                         tracing::warn!("the queue lost what was under way; placing all again");
                         self.hand_out(Switchboard::begin_anew);
@@ -97,6 +99,24 @@ impl Relay {
         }
         tracing::error!("the stream of token messages ended");
         *self.lines() = Lines::default();
+    }
+
+    fn receive(self: &Arc<Relay>, message: TokenMessage) {
+        let mut strays = Vec::new();
+        self.hand_out(|board| {
+            let heard = board.take(message);
+            strays = heard.strays;
+            heard.signals
+        });
+        for Stray { worker_id, request_id, attempt } in strays {
+            tracing::info!(worker.id = worker_id, request.id = request_id, attempt, "a stray");
+            let relay = Arc::clone(self);
+            tokio::spawn(async move {
+                let cancel = relay.cancel(&worker_id, &request_id, attempt);
+                // One that finds no room is asked for again as long as the stray is heard.
+                let _ = timeout(STRAY_PATIENCE, cancel).await;
+            });
+        }
     }
 
     /// Hands signals out; the request of a reader that is too slow is ended. Its end of the line
@@ -126,8 +146,7 @@ impl Relay {
                 return;
             }
         };
-        let alive: HashSet<&str> = workers.iter().map(|w| w.incarnation.as_str()).collect();
-        self.hand_out(|board| board.watch(&alive));
+        self.hand_out(|board| board.watch(&workers));
     }
 
     /// Tells a worker that nobody reads the placements up to `attempt` any more.

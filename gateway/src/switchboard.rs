@@ -3,12 +3,14 @@
 //!
 //! Only the placement that counts is heard: of its worker's incarnation, of its attempt. A request
 //! hears once that its worker is gone or lost a message, and nothing more until it is placed again.
+//! A worker that goes on with a placement that no longer counts is to be told.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use storage::queue::message::{TokenMessage, Update};
+use storage::queue::message::{TokenMessage, Update, WorkerPresence};
 
 use crate::flight::Loss;
+use crate::strays::{Stray, Strays};
 
 /// What a request hears.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +29,15 @@ pub enum Signal {
         /// Which of the two.
         loss: Loss,
     },
+}
+
+/// What a message comes to; the signals in order.
+#[derive(Debug, Default, PartialEq)]
+pub struct Heard {
+    /// For requests by their ids.
+    pub signals: Vec<(String, Signal)>,
+    /// To be cancelled.
+    pub strays: Vec<Stray>,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +80,7 @@ impl Sequences {
 pub struct Switchboard {
     slots: BTreeMap<String, Slot>,
     sequences: Sequences,
+    strays: Strays,
 }
 
 impl Switchboard {
@@ -79,6 +91,7 @@ impl Switchboard {
 
     /// From now on only this attempt on this worker is heard.
     pub fn expect(&mut self, request_id: &str, attempt: u32, worker_id: &str, incarnation: &str) {
+        self.strays.meet(incarnation, worker_id);
         if let Some(slot) = self.slots.get_mut(request_id) {
             slot.attempt = attempt;
             worker_id.clone_into(&mut slot.worker_id);
@@ -108,21 +121,26 @@ impl Switchboard {
     }
 
     /// Takes a message apart. A hole before it loses what its worker ran.
-    pub fn take(&mut self, message: TokenMessage) -> Vec<(String, Signal)> {
+    pub fn take(&mut self, message: TokenMessage) -> Heard {
         let incarnation = message.worker_incarnation;
-        let mut heard = match self.sequences.observe(&incarnation, message.sequence) {
-            Arrival::Next => Vec::new(),
-            Arrival::Repeat => return Vec::new(),
+        let mut heard = Heard::default();
+        match self.sequences.observe(&incarnation, message.sequence) {
+            Arrival::Next => {}
+            Arrival::Repeat => return heard,
             Arrival::Gap => {
                 tracing::warn!(worker.incarnation = incarnation, "a token message was lost");
-                self.lose(Loss::Message, |slot| slot.incarnation == incarnation)
+                heard.signals = self.lose(Loss::Message, |slot| slot.incarnation == incarnation);
             }
-        };
+        }
         for item in message.items {
-            let Some(slot) = self.slots.get(&item.request_id) else { continue };
-            if slot.incarnation == incarnation && slot.attempt == item.attempt {
-                let signal = Signal::Update { attempt: item.attempt, update: item.update };
-                heard.push((item.request_id, signal));
+            match self.slots.get(&item.request_id) {
+                Some(slot) if slot.incarnation == incarnation && slot.attempt == item.attempt => {
+                    let signal = Signal::Update { attempt: item.attempt, update: item.update };
+                    heard.signals.push((item.request_id, signal));
+                }
+                // Between workers: whoever places it again cancels it here first.
+                Some(slot) if slot.attempt <= item.attempt => {}
+                Some(_) | None => heard.strays.extend(self.strays.hear(&incarnation, item)),
             }
         }
         heard
@@ -134,8 +152,10 @@ impl Switchboard {
         self.lose(Loss::Message, |slot| !slot.incarnation.is_empty())
     }
 
-    /// Only these incarnations are alive.
-    pub fn watch(&mut self, alive: &HashSet<&str>) -> Vec<(String, Signal)> {
+    /// Only these workers are alive.
+    pub fn watch(&mut self, workers: &[WorkerPresence]) -> Vec<(String, Signal)> {
+        self.strays.watch(workers);
+        let alive: HashSet<&str> = workers.iter().map(|w| w.incarnation.as_str()).collect();
         self.sequences.0.retain(|incarnation, _| alive.contains(incarnation.as_str()));
         self.lose(Loss::Worker, |slot| {
             !slot.incarnation.is_empty() && !alive.contains(slot.incarnation.as_str())
@@ -159,8 +179,12 @@ mod tests {
 
     use super::*;
 
+    fn said() -> Update {
+        Update::Admitted { prompt_tokens: 1, fingerprint: String::new() }
+    }
+
     fn message(incarnation: &str, sequence: u64, attempt: u32) -> TokenMessage {
-        let item = Item { request_id: "a".to_owned(), attempt, update: Update::Moved };
+        let item = Item { request_id: "a".to_owned(), attempt, update: said() };
         let worker_incarnation = incarnation.to_owned();
         TokenMessage { worker_incarnation, sequence, items: vec![item] }
     }
@@ -182,13 +206,14 @@ mod tests {
         board.open("a");
         board.open("b");
         board.expect("a", 3, "w", "i");
-        assert_eq!(board.take(message("i", 0, 9)), [], "another attempt");
+        assert_eq!(board.take(message("i", 0, 9)), Heard::default(), "another attempt");
         let lost = [("a".to_owned(), Signal::Lost { attempt: 3, loss: Loss::Message })];
         assert_eq!(board.begin_anew(), lost, "b is on no worker");
         assert_eq!(board.begin_anew(), []);
         board.expect("a", 4, "w", "i");
-        let heard = Signal::Update { attempt: 4, update: Update::Moved };
-        assert_eq!(board.take(message("i", 0, 4)), [("a".to_owned(), heard)], "not a repeat");
+        let heard = Signal::Update { attempt: 4, update: said() };
+        let heard = [("a".to_owned(), heard)];
+        assert_eq!(board.take(message("i", 0, 4)).signals, heard, "not a repeat");
     }
 
     #[test]
@@ -196,11 +221,31 @@ mod tests {
         let mut board = Switchboard::default();
         board.open("a");
         board.expect("a", 0, "w", "i");
-        assert_eq!(board.take(message("j", 0, 0)), []);
+        assert_eq!(board.take(message("j", 0, 0)), Heard::default());
         let lost = [("a".to_owned(), Signal::Lost { attempt: 0, loss: Loss::Message })];
-        assert_eq!(board.take(message("i", 1, 0)), lost);
-        assert_eq!(board.take(message("i", 0, 0)), [], "what came late");
+        assert_eq!(board.take(message("i", 1, 0)).signals, lost);
+        assert_eq!(board.take(message("i", 0, 0)), Heard::default(), "what came late");
         assert_eq!(board.close("a"), Some("w".to_owned()));
         assert!(board.is_empty());
+    }
+
+    #[test]
+    fn what_runs_on_though_it_no_longer_counts_is_cancelled_and_nothing_later() {
+        let stray = |attempt| {
+            let (worker_id, request_id) = ("w".to_owned(), "a".to_owned());
+            let strays = vec![Stray { worker_id, request_id, attempt }];
+            Heard { signals: Vec::new(), strays }
+        };
+        let mut board = Switchboard::default();
+        board.open("a");
+        board.expect("a", 0, "w", "i");
+        board.watch(&[]);
+        assert_eq!(board.take(message("i", 0, 0)), Heard::default(), "it is being placed again");
+        board.expect("a", 1, "w", "i");
+        assert_eq!(board.take(message("i", 1, 0)), stray(0), "the same worker, back again");
+        assert_eq!(board.take(message("i", 2, 0)), Heard::default(), "told already");
+        assert_eq!(board.take(message("i", 3, 1)).signals.len(), 1, "the one that counts");
+        board.close("a");
+        assert_eq!(board.take(message("i", 4, 1)), stray(1), "its client has gone");
     }
 }

@@ -44,7 +44,14 @@ pub fn index_of(request_id: &str) -> Option<usize> {
     request_id.strip_prefix('r')?.parse().ok()
 }
 
-fn request(index: usize, seed: i64, choices: u32, most: u32, target: Target) -> Request {
+/// A request that ends by length, after so many tokens; or earlier, if it may.
+fn request(
+    index: usize,
+    seed: i64,
+    choices: u32,
+    (most, ignore_eos): (u32, bool),
+    target: Target,
+) -> Request {
     Request {
         request_id: format!("r{index}"),
         attempt: 0,
@@ -65,7 +72,7 @@ fn request(index: usize, seed: i64, choices: u32, most: u32, target: Target) -> 
             seed,
             logprobs: None,
         },
-        limits: Limits { max_tokens: Some(most), ..Limits::default() },
+        limits: Limits { max_tokens: Some(most), ignore_eos, ..Limits::default() },
         choices,
         replay: Vec::new(),
     }
@@ -82,13 +89,15 @@ impl World {
             };
             let seed = rng.random_range(0..i64::MAX);
             let choices = if rng.random_range(0..4) == 0 { 2 } else { 1 };
-            let most = rng.random_range(1..50);
+            // A few go on for longer than a loss is felt.
+            let long = rng.random_range(0..6) == 0;
+            let most = rng.random_range(if long { 100..300 } else { 1..50 });
             let gateway = rng.random_range(0..self.gateways.len());
             let began = rng.random_range(200..FAULTS_END - 800);
             let leaves = (rng.random_range(0..8) == 0).then(|| rng.random_range(1..600));
             let n = choices as usize;
             self.clients.push(Client {
-                request: request(index, seed, choices, most, target),
+                request: request(index, seed, choices, (most, long), target),
                 gateway,
                 began,
                 version: None,

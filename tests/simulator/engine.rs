@@ -24,7 +24,7 @@ pub fn token(request: &Request, version: u64, choice: usize, at: usize) -> (u32,
     let id = (mix(&[seed, version, choice as u64, at as u64]) % 1000) as u32;
     let most = request.limits.max_tokens.map_or(usize::MAX, |most| most as usize);
     let finish = match id {
-        id if id.is_multiple_of(29) => Some(Finish::Stop),
+        id if id.is_multiple_of(29) && !request.limits.ignore_eos => Some(Finish::Stop),
         _ if at + 1 >= most => Some(Finish::Length),
         _ => None,
     };
@@ -74,6 +74,11 @@ impl Engine {
 
     pub fn is_idle(&self) -> bool {
         self.runs.is_empty()
+    }
+
+    /// What the next step draws for, by number.
+    pub fn drawing(&self) -> impl Iterator<Item = (u64, &Request)> {
+        self.runs.iter().take(BATCH).map(|(key, run)| (*key, &run.request))
     }
 
     /// One step: what happened to each request. `incarnation` marks where a token was drawn.

@@ -1,11 +1,12 @@
 //! A gateway of the simulated world: the product's switchboard, and the glue around it as
 //! `relay.rs` and the queue's reader have it, over virtual time.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
+use gateway::strays::Stray;
 use gateway::switchboard::{Signal, Switchboard};
 use storage::queue::Received;
-use storage::queue::message::TokenMessage;
+use storage::queue::message::{ToWorker, TokenMessage};
 
 use crate::clients::Outcome;
 use crate::drive::{CALL, Drive};
@@ -38,9 +39,10 @@ impl World {
         if gateway.process.alive {
             return;
         }
-        gateway.process.start();
-        gateway.id = format!("g{index}.{}", gateway.process.life);
-        gateway.tokens = tokens;
+        let mut process = std::mem::take(&mut gateway.process);
+        process.start();
+        let id = format!("g{index}.{}", process.life);
+        *gateway = Gateway { process, id, tokens, ..Gateway::default() };
         // Its stream opens with its first sign of life; nobody knows it before.
         gateway.reading = tokens.1;
         for wake in [Wake::Beat, Wake::Watch] {
@@ -82,11 +84,11 @@ impl World {
             }
             Wake::Answer(Tag::Watch, answer) => {
                 if let Answer::Workers(workers) = answer {
-                    let alive: HashSet<&str> =
-                        workers.iter().map(|worker| worker.incarnation.as_str()).collect();
                     let gateway = &mut self.gateways[index];
-                    gateway.shown.retain(|incarnation, _| alive.contains(incarnation.as_str()));
-                    let heard = gateway.board.watch(&alive);
+                    gateway.shown.retain(|incarnation, _| {
+                        workers.iter().any(|worker| worker.incarnation == *incarnation)
+                    });
+                    let heard = gateway.board.watch(&workers);
                     self.hand_out(index, heard);
                 }
                 self.wake(party, WATCH, Wake::Watch);
@@ -117,7 +119,8 @@ impl World {
             if let Received::Message(message) = received {
                 let message = self.as_broken(index, message);
                 let heard = self.gateways[index].board.take(message);
-                self.hand_out(index, heard);
+                self.hand_out(index, heard.signals);
+                self.cancel_strays(index, heard.strays);
             }
         }
         let gateway = &mut self.gateways[index];
@@ -132,6 +135,15 @@ impl World {
         }
         if std::mem::take(&mut self.gateways[index].rung) || !idle {
             self.read_on(index);
+        }
+    }
+
+    fn cancel_strays(&mut self, index: usize, strays: Vec<Stray>) {
+        for Stray { worker_id, request_id, attempt } in strays {
+            if self.broken != Broken::Strays {
+                let op = Op::Control(worker_id, ToWorker::Cancel { request_id, attempt });
+                self.call(Party::Gateway(index), CALL, op, Tag::Nobody);
+            }
         }
     }
 

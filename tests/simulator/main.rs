@@ -16,6 +16,7 @@ mod plan;
 mod queue;
 mod rows;
 mod snapshot;
+mod strays;
 mod worker;
 mod world;
 
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use clients::Outcome;
 use plan::Plan;
+use strays::Strays;
 use world::{Broken, World};
 
 /// Seeds where nobody asks for more.
@@ -86,11 +88,15 @@ fn run(seed: u64, traced: bool) -> World {
 fn run_to_end(mut world: World) -> World {
     let end = world.plan.end().max(plan::FAULTS_END);
     let mut looked = end;
+    let mut strays = Strays::default();
     while world.violation.is_none() && world.step() {
         if world.now < looked {
             continue;
         }
         looked = world.now + 100;
+        if let Some(stray) = strays.look(&world) {
+            world.violate(stray);
+        }
         let noise = noise_left(&mut world);
         match noise {
             None => break,
@@ -112,6 +118,9 @@ fn noise_left(world: &mut World) -> Option<String> {
     }
     if let Some(worker) = world.workers.iter().position(|w| !w.routes.is_empty()) {
         return Some(format!("worker {worker} keeps a route"));
+    }
+    if let Some(worker) = world.workers.iter().position(|w| !w.engine.is_idle()) {
+        return Some(format!("worker {worker} keeps a sequence"));
     }
     (!world.jobs_ended()).then(|| "a job does not end".to_owned())
 }
@@ -208,6 +217,7 @@ fn every_broken_rule_is_found() {
         Broken::LateCancels,
         Broken::OneNumber,
         Broken::Patience,
+        Broken::Strays,
     ];
     let of_jobs = [Broken::Fencing, Broken::RowsFirst, Broken::Events];
     let queue = of_queue.map(|broken| (Plan::of_queue as fn(u64) -> Plan, broken));

@@ -37,7 +37,7 @@ pub struct Worker {
     rung: bool,
     pub routes: Routes,
     mail: Mail,
-    engine: Engine,
+    pub engine: Engine,
     stepping: bool,
     /// Outputs of steps that the outlet has not taken, and its messages under way.
     outputs: VecDeque<Vec<(u64, Update)>>,
@@ -141,6 +141,7 @@ impl World {
                 let mark = worker.routes.mark();
                 self.take_next(index);
                 self.call(party, BEAT, Op::Gateways, Tag::Gateways { mark });
+                self.wake(party, BEAT, Wake::Beat);
             }
             Wake::Answer(Tag::Gateways { mark }, answer) => {
                 if let Answer::Gateways(alive) = answer {
@@ -150,7 +151,6 @@ impl World {
                         }
                     }
                 }
-                self.wake(party, BEAT, Wake::Beat);
             }
             Wake::Echo => {
                 if self.broken != Broken::Echoes && !worker.sending {

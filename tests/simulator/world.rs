@@ -37,6 +37,8 @@ pub enum Broken {
     OneNumber,
     /// Gateways wait for ever for a placement to be admitted.
     Patience,
+    /// Gateways do not cancel what runs on though it no longer counts.
+    Strays,
     /// Rows take writes of whoever held the job once.
     Fencing,
     /// Owners write the row before the object.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gateway::GatewayConfig;
 use serde_json::json;
 use storage::queue::QueueLimits;
-use storage::queue::message::{Finish, Refusal, RefusalKind};
+use storage::queue::message::{Finish, Item, Refusal, RefusalKind, TokenMessage, Update};
 
 use crate::site::Site;
 use crate::streaming::{chunks, content};
@@ -56,6 +56,28 @@ async fn a_lost_message_moves_the_request_and_nothing_is_said_twice() {
     // The only worker there is: it must forget the first attempt.
     assert_eq!(worker.cancelled().await, requests[0].request_id);
     assert_eq!(requests[1].replay[0].tokens, [100]);
+}
+
+#[tokio::test]
+async fn what_runs_on_for_nobody_is_cancelled_where_it_runs() {
+    let site = Site::open().await;
+    let worker = worker::start(&site.storage, "w", Script::default()).await;
+    let queue = &site.storage.queue;
+    let gateway = queue.gateways().await.unwrap().remove(0);
+    // It takes a look at presence until the gateway knows where this comes from.
+    for sequence in 0..300 {
+        let update =
+            Update::Tokens { choice: 0, first: 0, tokens: vec![], text: "a".into(), finish: None };
+        let item = Item { request_id: "chatcmpl-forgotten".into(), attempt: 3, update };
+        let worker_incarnation = worker.incarnation.clone();
+        let message = TokenMessage { worker_incarnation, sequence, items: vec![item] };
+        queue.publish(&gateway, message).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if !worker.heard.lock().unwrap().cancels.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(worker.cancelled().await, "chatcmpl-forgotten");
 }
 
 #[tokio::test]

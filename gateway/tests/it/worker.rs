@@ -82,6 +82,7 @@ pub struct Heard {
 }
 
 pub struct Worker {
+    pub incarnation: String,
     pub heard: Arc<Mutex<Heard>>,
     task: JoinHandle<()>,
 }
@@ -113,6 +114,7 @@ pub async fn start(storage: &Storage, id: &str, script: Script) -> Worker {
     (script.presence)(&mut presence);
     let inbox = storage.queue.open_inbox(presence.clone()).await.unwrap();
     let heard = Arc::new(Mutex::new(Heard::default()));
+    let incarnation = presence.incarnation.clone();
     let double = Double {
         storage: storage.clone(),
         presence,
@@ -122,7 +124,7 @@ pub async fn start(storage: &Storage, id: &str, script: Script) -> Worker {
         steps: 0,
         running: Vec::new(),
     };
-    Worker { heard, task: tokio::spawn(double.run(inbox)) }
+    Worker { incarnation, heard, task: tokio::spawn(double.run(inbox)) }
 }
 
 fn copy(adapter: &str) -> ResidentAdapter {
