@@ -76,6 +76,8 @@ pub struct Flight {
     losses: u32,
     /// Messages that were lost.
     holes: u32,
+    /// Workers that refused it one after the other, for want of room or of the weights.
+    refusals: u32,
     /// No worker has admitted the placement that counts.
     waiting: bool,
 }
@@ -84,7 +86,15 @@ impl Flight {
     /// A request not placed yet.
     pub fn new(request: Request) -> Flight {
         let choices = vec![Replay::default(); request.choices as usize];
-        Flight { request, choices, admission: None, losses: 0, holes: 0, waiting: true }
+        Flight {
+            request,
+            choices,
+            admission: None,
+            losses: 0,
+            holes: 0,
+            refusals: 0,
+            waiting: true,
+        }
     }
 
     /// The placement that counts.
@@ -128,7 +138,9 @@ impl Flight {
             Update::Moved => self.lose(Loss::Worker),
             // A worker that drains or is full now says nothing about the request itself.
             Update::Failed(refusal) if refusal.kind == RefusalKind::Overloaded => {
-                self.move_on(refusal)
+                self.refusals += 1;
+                let told = self.is_live() && self.admission.is_some();
+                self.move_on(if told { version_gone() } else { refusal })
             }
             Update::Failed(refusal) => Effect::Fail(refusal),
         }
@@ -159,23 +171,46 @@ impl Flight {
         &self.request
     }
 
+    /// Pauses to make before it is placed again: none after the first refusal in a row, as the
+    /// next worker may have what the first had not.
+    pub fn rests(&self) -> u32 {
+        self.refusals.saturating_sub(1)
+    }
+
+    /// What was asked for means this by now, or nothing any more. An answer of live weights whose
+    /// version the client was told cannot go on with others.
+    pub fn retarget(&mut self, target: Option<Target>) -> Result<(), Refusal> {
+        match target {
+            Some(target) if target == self.request.target => Ok(()),
+            _ if self.admission.is_some() => Err(version_gone()),
+            Some(target) => {
+                self.request.target = target;
+                Ok(())
+            }
+            None => Err(Refusal {
+                kind: RefusalKind::ModelNotFound,
+                message: "The job has ended without a model.".to_owned(),
+                param: None,
+            }),
+        }
+    }
+
+    /// Its weights are those of a running job, which change.
+    fn is_live(&self) -> bool {
+        matches!(self.request.target, Target::Job { .. })
+    }
+
     /// The first admission counts: the client has been told its fingerprint. A later one must be of
     /// the same weights where they could have changed: those of a running job.
     fn admit(&mut self, admission: Admission) -> Effect {
+        self.refusals = 0;
         let Some(first) = &self.admission else {
             self.waiting = false;
             self.admission = Some(admission);
             return Effect::Admitted;
         };
-        let live = matches!(self.request.target, Target::Job { .. });
-        if live && first.fingerprint != admission.fingerprint {
-            return Effect::Fail(Refusal {
-                kind: RefusalKind::Overloaded,
-                message: "The version of the job's model that was answering is gone with its \
-                          worker. Ask again for an answer of the newest one."
-                    .to_owned(),
-                param: None,
-            });
+        if self.is_live() && first.fingerprint != admission.fingerprint {
+            return Effect::Fail(version_gone());
         }
         self.waiting = false;
         Effect::Ignore
@@ -212,6 +247,16 @@ impl Flight {
         choice.text_chars += delta.text.chars().count() as u32;
         choice.finish = delta.finish;
         Effect::Deliver(delta)
+    }
+}
+
+fn version_gone() -> Refusal {
+    Refusal {
+        kind: RefusalKind::Overloaded,
+        message: "The version of the job's model that was answering is gone with its worker. Ask \
+                  again for an answer of the newest one."
+            .to_owned(),
+        param: None,
     }
 }
 

@@ -144,6 +144,15 @@ impl Gateway {
         self.names.resolve(&self.storage.db, org, model).await
     }
 
+    /// [`Gateway::resolve_for_inference`], None where it is a 404; of a name that can be stored.
+    pub(crate) async fn look_up(
+        &self,
+        org: &str,
+        model: &str,
+    ) -> storage::Result<Option<Resolved>> {
+        self.names.look_up(&self.storage.db, org, model).await
+    }
+
     /// What a model name means for an organization; 404 where it means nothing.
     pub(crate) async fn resolve(&self, org: &str, model: &str) -> ApiResult<Resolved> {
         // Names with U+0000 cannot be stored, so none exists.

@@ -4,34 +4,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, SelectAll};
-use futures::{StreamExt, stream};
 use storage::queue::Placed;
-use storage::queue::message::{Refusal, RefusalKind, Request};
+use storage::queue::message::{Refusal, RefusalKind, Request, Target};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::aim::{Aim, Hints};
 use crate::flight::{Admission, Delta, Effect, Flight, Loss};
 use crate::gateway::Gateway;
 use crate::placement::{Wish, candidates};
 use crate::relay::{ALL_ATTEMPTS, Relay, Signal};
 
-/// Pause between two looks for another worker of an open stream.
+/// Pause between two looks for another worker of an open stream, and before a placement that
+/// several workers have refused.
 const REPLACEMENT_PAUSE: Duration = Duration::from_millis(250);
 
 /// A cancel that a busy worker does not take within this is left to the presence of this gateway.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
-
-/// What placement needs beside the request itself.
-#[derive(Clone, Debug, Default)]
-pub struct Hints {
-    /// Fingerprint the adapter was made for.
-    pub base_fingerprint: Option<String>,
-    /// Worker that owns the job.
-    pub owner: Option<String>,
-    /// The model as the client names it, for accounts.
-    pub model: String,
-}
 
 /// An admitted request.
 pub struct Running {
@@ -90,6 +79,8 @@ impl Running {
             match running.take(signal) {
                 Effect::Admitted => return Ok(running),
                 Effect::PlaceAgain => {
+                    running.rest().await;
+                    running.aim_again().await?;
                     running.flight.next_attempt();
                     running.place().await?;
                 }
@@ -214,11 +205,39 @@ impl Running {
         Err(overloaded("All workers are busy. Try again in a moment."))
     }
 
+    /// Workers that refuse one after the other are given time, so that a request does not go
+    /// round among them.
+    async fn rest(&self) {
+        sleep(REPLACEMENT_PAUSE * self.flight.rests()).await;
+    }
+
+    /// What a job's id means can have changed since it was asked for: it has another owner, or it
+    /// has ended and its id means its final adapter, or nothing.
+    async fn aim_again(&mut self) -> Result<(), Refusal> {
+        let request = self.flight.request();
+        let Target::Job { job_id } = &request.target else { return Ok(()) };
+        match self.gateway.look_up(&request.org, job_id).await {
+            Ok(Some(resolved)) => {
+                let aim = Aim::at(resolved, job_id.clone());
+                self.flight.retarget(Some(aim.target))?;
+                self.hints = aim.hints;
+                Ok(())
+            }
+            Ok(None) => self.flight.retarget(None),
+            Err(error) => {
+                tracing::debug!(%error, "a job cannot be looked at; it is taken as it was");
+                Ok(())
+            }
+        }
+    }
+
     /// Moves an admitted request to another worker; looks for one for a while.
     async fn place_again(&mut self) -> Result<(), Refusal> {
         let deadline = Instant::now() + self.gateway.config().replacement_timeout;
         metrics::counter!("loquetier_replacements_total").increment(1);
+        self.rest().await;
         loop {
+            self.aim_again().await?;
             self.flight.next_attempt();
             match self.place().await {
                 Ok(()) => return Ok(()),
@@ -251,45 +270,4 @@ fn overloaded(message: impl Into<String>) -> Refusal {
 fn unreachable_queue(error: storage::Error) -> Refusal {
     tracing::error!(%error, "the queue cannot be reached");
     overloaded("The queue cannot be reached at the moment.")
-}
-
-/// The tokens of one or several running requests; choices are numbered through, request-major.
-pub struct Feed {
-    deltas: SelectAll<BoxStream<'static, Result<Delta, Refusal>>>,
-    /// Tokens of all prompts.
-    pub prompt_tokens: u64,
-    /// Of the first request.
-    pub fingerprint: String,
-    /// Tokens delivered so far.
-    pub completion_tokens: u64,
-}
-
-impl Feed {
-    /// From admitted requests of `choices` each; there is at least one.
-    pub fn new(requests: Vec<Running>, choices: u32) -> Feed {
-        let admissions: Vec<Admission> = requests.iter().map(Running::admission).collect();
-        let prompt_tokens = admissions.iter().map(|a| u64::from(a.prompt_tokens)).sum();
-        let fingerprint = admissions.into_iter().next().map(|a| a.fingerprint).unwrap_or_default();
-        let streams = (0..).zip(requests).map(|(p, running): (u32, Running)| {
-            stream::unfold(running, move |mut running| async move {
-                let mut next = running.next().await?;
-                if let Ok(delta) = &mut next {
-                    delta.choice += p * choices;
-                }
-                Some((next, running))
-            })
-            .boxed()
-        });
-        let deltas = stream::select_all(streams);
-        Feed { deltas, prompt_tokens, fingerprint, completion_tokens: 0 }
-    }
-
-    /// The next tokens of any choice; None once all have ended.
-    pub async fn next(&mut self) -> Option<Result<Delta, Refusal>> {
-        let next = self.deltas.next().await?;
-        if let Ok(delta) = &next {
-            self.completion_tokens += delta.tokens.len() as u64;
-        }
-        Some(next)
-    }
 }

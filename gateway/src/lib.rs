@@ -8,11 +8,13 @@
 //! - `sse`: those tokens as a stream.
 //! - [`serve()`] holds the connections.
 
+mod aim;
 mod auth;
 mod body;
 mod border;
 mod config;
 pub mod error;
+mod feed;
 pub mod flight;
 mod gateway;
 pub mod import;

@@ -32,24 +32,35 @@ impl Names {
     /// What a name means for an organization; 404 where it means nothing, 503 where the database
     /// is away and was never asked.
     pub async fn resolve(&self, db: &Db, org: &str, model: &str) -> ApiResult<Resolved> {
+        let resolved = self.look_up(db, org, model).await?;
+        resolved.ok_or_else(|| ApiError::model_not_found(model))
+    }
+
+    /// What a name means for an organization; None where it means nothing.
+    pub async fn look_up(
+        &self,
+        db: &Db,
+        org: &str,
+        model: &str,
+    ) -> storage::Result<Option<Resolved>> {
         let key = (org.to_owned(), model.to_owned());
         match db.within(PATIENCE, db.resolve(org, model)).await {
             Ok(Some(resolved)) => {
                 self.remember(key, resolved.clone());
-                Ok(resolved)
+                Ok(Some(resolved))
             }
             Ok(None) => {
                 self.known().remove(&key);
-                Err(ApiError::model_not_found(model))
+                Ok(None)
             }
             Err(error) if error.is_unavailable() => match self.recall(&key) {
                 Some(resolved) => {
                     tracing::debug!(%error, "a model name is taken from the cache");
-                    Ok(resolved)
+                    Ok(Some(resolved))
                 }
-                None => Err(error.into()),
+                None => Err(error),
             },
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 

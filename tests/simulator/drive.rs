@@ -189,9 +189,14 @@ impl World {
         if !drive.admitted || now >= drive.until {
             return self.fail(index, client, why);
         }
+        self.rest(index, client, REST);
+    }
+
+    /// Is placed again after a pause.
+    fn rest(&mut self, index: usize, client: usize, pause: u64) {
         let tag = self.enter(index, client, Phase::Resting);
         if let Tag::Client(_, turn) = tag {
-            self.wake(Party::Gateway(index), REST, Wake::Turn(client, turn));
+            self.wake(Party::Gateway(index), pause, Wake::Turn(client, turn));
         }
     }
 
@@ -260,6 +265,10 @@ impl World {
                 let Some(drive) = self.drive(index, client) else { return };
                 if drive.admitted {
                     drive.until = until;
+                }
+                let rests = u64::from(drive.flight.rests());
+                if rests > 0 {
+                    return self.rest(index, client, REST * rests);
                 }
                 drive.flight.next_attempt();
                 self.place(index, client);

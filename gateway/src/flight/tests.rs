@@ -157,6 +157,49 @@ fn refusals_end_it_and_a_full_worker_does_not() {
     }
 }
 
+#[test]
+fn refusals_one_after_the_other_take_longer_and_longer() {
+    let full = Refusal { kind: RefusalKind::Overloaded, message: "no".to_owned(), param: None };
+    let refuse = |flight: &mut Flight| {
+        let effect = flight.receive(flight.request.attempt, Update::Failed(full.clone()));
+        let rests = flight.rests();
+        flight.next_attempt();
+        (effect == Effect::PlaceAgain).then_some(rests)
+    };
+    let mut flight = Flight::new(request(1));
+    assert_eq!([(); 3].map(|()| refuse(&mut flight)), [Some(0), Some(1), Some(2)]);
+    assert_eq!(refuse(&mut flight), None, "the last word of the last worker");
+    let mut flight = Flight::new(request(1));
+    assert_eq!([(); 2].map(|()| refuse(&mut flight)), [Some(0), Some(1)]);
+    flight.receive(2, admitted("fp_1"));
+    assert_eq!(refuse(&mut flight), Some(0), "it ran meanwhile");
+}
+
+#[test]
+fn a_job_that_ends_is_its_final_adapter_to_whom_no_version_was_told() {
+    let job = || {
+        let target = Target::Job { job_id: "ftjob-1".to_owned() };
+        Flight::new(Request { target, ..request(1) })
+    };
+    let adapter = || Target::Adapter {
+        adapter_id: "adp-1".to_owned(),
+        model: "ft:b".to_owned(),
+        object: "o".to_owned(),
+    };
+    let mut flight = job();
+    let same = flight.request().target.clone();
+    assert_eq!(flight.retarget(Some(same.clone())), Ok(()));
+    assert_eq!(flight.retarget(Some(adapter())), Ok(()));
+    assert_eq!(flight.request().target, adapter());
+    let gone = job().retarget(None);
+    assert!(matches!(gone, Err(refusal) if refusal.kind == RefusalKind::ModelNotFound));
+    let mut told = job();
+    told.receive(0, admitted("fp_1"));
+    assert_eq!(told.retarget(Some(same)), Ok(()));
+    assert_eq!(told.retarget(Some(adapter())), Err(version_gone()));
+    assert_eq!(told.retarget(None), Err(version_gone()));
+}
+
 /// Random drops, repeats, delays and worker changes: what is delivered is always a prefix of
 /// the one true token sequence, and what is replayed is exactly what was delivered.
 #[test]

@@ -6,13 +6,15 @@ use std::time::Instant;
 
 use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
-use storage::db::{Caller, Resolved};
-use storage::queue::message::{Finish, Input, Refusal, Request, Target};
+use storage::db::Caller;
+use storage::queue::message::{Finish, Input, Refusal, Request};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::aim::Aim;
 use crate::error::{ApiError, ApiResult};
+use crate::feed::Feed;
 use crate::gateway::Gateway;
-use crate::inference::{Feed, Hints, Running};
+use crate::inference::Running;
 use crate::wire::fields::Fields;
 use crate::wire::generation::Generation;
 use crate::wire::logprobs::{Pending, Placed};
@@ -42,35 +44,16 @@ pub fn take_room(gateway: &Gateway) -> ApiResult<OwnedSemaphorePermit> {
 pub struct Model {
     /// As requested.
     pub name: String,
-    base: String,
-    target: Target,
-    hints: Hints,
+    aim: Aim,
 }
 
 impl Model {
     /// Takes and resolves `model`: existence comes before all other parameters.
     pub async fn take(gateway: &Gateway, caller: &Caller, body: &mut Fields) -> ApiResult<Model> {
         let name = body.required_string("model")?;
-        let model = name.clone();
-        let (base, target, hints) = match gateway.resolve_for_inference(&caller.org, &name).await? {
-            Resolved::Base(row) => (row.name, Target::Base, Hints { model, ..Hints::default() }),
-            Resolved::Adapter(row) => {
-                let hints = Hints {
-                    base_fingerprint: Some(row.base_fingerprint),
-                    owner: None,
-                    model: row.model.clone(),
-                };
-                let target =
-                    Target::Adapter { adapter_id: row.id, model: row.model, object: row.object };
-                (row.base, target, hints)
-            }
-            Resolved::Job(row) => {
-                let base_fingerprint = Some(row.base_fingerprint);
-                let hints = Hints { base_fingerprint, owner: row.owner, model };
-                (row.base, Target::Job { job_id: row.id }, hints)
-            }
-        };
-        Ok(Model { name, base, target, hints })
+        let resolved = gateway.resolve_for_inference(&caller.org, &name).await?;
+        let aim = Aim::at(resolved, name.clone());
+        Ok(Model { name, aim })
     }
 
     /// Places one request per prompt, under the given ids, and waits until all are admitted.
@@ -87,22 +70,22 @@ impl Model {
                 attempt: 0,
                 gateway: gateway.relay().gateway_id.clone(),
                 org: caller.org.clone(),
-                base: self.base.clone(),
-                target: self.target.clone(),
+                base: self.aim.base.clone(),
+                target: self.aim.target.clone(),
                 input,
                 sampling: generation.sampling.clone(),
                 limits: generation.limits.clone(),
                 choices: generation.choices,
                 replay: Vec::new(),
             };
-            Running::start(gateway, request, self.hints.clone())
+            Running::start(gateway, request, self.aim.hints.clone())
         });
         Ok(Feed::new(try_join_all(starts).await?, generation.choices))
     }
 
     /// Measures the time to the first token of a request that arrived at `arrived`.
     pub fn first_token(&self, arrived: Instant) {
-        crate::metrics::first_token(&self.target, arrived.elapsed());
+        crate::metrics::first_token(&self.aim.target, arrived.elapsed());
     }
 }
 

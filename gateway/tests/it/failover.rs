@@ -154,6 +154,29 @@ async fn a_worker_that_is_full_passes_the_request_on() {
 }
 
 #[tokio::test]
+async fn a_request_does_not_go_round_fast_among_workers_that_refuse_it() {
+    let site = Site::open().await;
+    let message = "the worker's queue is full".to_owned();
+    let refusal = Refusal { kind: RefusalKind::Overloaded, message, param: None };
+    let full = Script { refusal: Some(refusal), ..Script::default() };
+    let one = worker::start(&site.storage, "w1", full.clone()).await;
+    let two = worker::start(&site.storage, "w2", full).await;
+    let begun = std::time::Instant::now();
+    let reply = site.client().chat(json!({})).await;
+    assert_eq!(reply.status, 503, "{reply}");
+    assert!(reply.message().contains("queue is full"), "{reply}");
+    // The first refusal passes it on at once, the others ever later.
+    assert!(begun.elapsed() > Duration::from_millis(700), "{:?}", begun.elapsed());
+    let attempts = |worker: &worker::Worker| {
+        let heard = worker.heard.lock().unwrap();
+        heard.requests.iter().map(|request| request.attempt % 2).collect::<Vec<_>>()
+    };
+    let mut attempts = [attempts(&one), attempts(&two)];
+    attempts.sort();
+    assert_eq!(attempts, [[0, 0], [1, 1]], "each goes to the other worker");
+}
+
+#[tokio::test]
 async fn the_worker_that_holds_the_adapter_gets_the_request() {
     let site = Site::open().await;
     let id = site.adapter("org-local", "ft:b:org-local::AbCd1234").await;

@@ -3,8 +3,10 @@
 use gateway::GatewayConfig;
 use serde_json::{Value, json};
 use storage::db::{
-    Claim, Claimant, JobWrite, NewAdapter, NewCheckpoint, NewEvent, StatusChange, event_kind,
+    Claim, Claimant, JobWrite, NewAdapter, NewCheckpoint, NewEvent, NewFile, StatusChange,
+    event_kind,
 };
+use storage::queue::message::{Refusal, RefusalKind, Target};
 
 use crate::jobs::{PATH, create, id};
 use crate::site::{BASE, Client, PRINT, Reply, Site};
@@ -195,4 +197,53 @@ async fn a_failed_job_says_why_and_is_no_model() {
     assert!(shown["finished_at"].is_i64());
     assert_eq!(training.model_status().await, 404);
     assert_eq!(training.act("cancel").await.status, 400);
+}
+
+/// A worker that has just let go of the job, which is asked for before its row says so.
+async fn ask_at_the_end(status: StatusChange) -> (Reply, Vec<Target>) {
+    let site = Site::open().await;
+    let message = "no weights".to_owned();
+    let refusal = Some(Refusal { kind: RefusalKind::Overloaded, message, param: None });
+    let refuses = |target: &Target| matches!(target, Target::Job { .. });
+    let script = Script { refusal, refuses, ..Script::default() };
+    let worker = worker::start(&site.storage, "w", script).await;
+    let training = training(&site).await;
+    let claim = begin(&training).await;
+    let end = async {
+        worker.wait(|heard| heard.requests.first().cloned()).await;
+        let write = JobWrite { status: Some(status), ..JobWrite::default() };
+        training.jobs().write(&claim, &write).await.unwrap();
+    };
+    let (reply, ()) = tokio::join!(training.client.chat(json!({"model": training.job})), end);
+    let heard = worker.heard.lock().unwrap();
+    (reply, heard.requests.iter().map(|request| request.target.clone()).collect())
+}
+
+#[tokio::test]
+async fn a_job_asked_as_it_ends_answers_with_its_final_adapter() {
+    let name = "ft:b:org-local::Last1234";
+    let checkpoint =
+        NewCheckpoint { step: 9, metrics: serde_json::Map::new(), adapter: adapter(name) };
+    let result_file = NewFile {
+        id: "file-result".to_owned(),
+        filename: "step_metrics.csv".to_owned(),
+        purpose: "fine-tune-results".to_owned(),
+        bytes: 1,
+        expires_after_secs: None,
+    };
+    let checkpoint = Box::new(checkpoint);
+    let succeeded = StatusChange::Succeeded { checkpoint, result_file, trained_tokens: 9 };
+    let (reply, targets) = ask_at_the_end(succeeded).await;
+    assert_eq!(reply.status, 200, "{reply}");
+    let served = targets.last().unwrap();
+    assert!(matches!(served, Target::Adapter { model, .. } if model == name), "{targets:?}");
+    assert!(matches!(targets[0], Target::Job { .. }), "{targets:?}");
+}
+
+#[tokio::test]
+async fn a_job_asked_as_it_fails_is_no_model() {
+    let code = "training_failed".to_owned();
+    let error = storage::db::JobError { code, message: "bad".to_owned(), param: None };
+    let (reply, _) = ask_at_the_end(StatusChange::Failed(error)).await;
+    assert_eq!((reply.status, reply.refusal().1.as_deref()), (404, Some("model_not_found")));
 }

@@ -24,8 +24,9 @@ pub struct Script {
     pub finish: Finish,
     /// Pause before each step.
     pub pause: Duration,
-    /// Refuses everything.
+    /// Refuses everything that `refuses` names.
     pub refusal: Option<Refusal>,
+    pub refuses: fn(&Target) -> bool,
     /// Admits, then says nothing.
     pub silent: bool,
     /// The whole process ends after so many steps.
@@ -51,6 +52,7 @@ impl Default for Script {
             finish: Finish::Stop,
             pause: Duration::ZERO,
             refusal: None,
+            refuses: |_| true,
             silent: false,
             dies_after: None,
             loses: None,
@@ -248,7 +250,9 @@ impl Double {
             attempt: request.attempt,
             update,
         };
-        if let Some(refusal) = &self.script.refusal {
+        if let Some(refusal) = &self.script.refusal
+            && (self.script.refuses)(&request.target)
+        {
             let items = vec![item(Update::Failed(refusal.clone()))];
             return self.publish(&request.gateway, items).await;
         }
