@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use storage::queue::Placed;
-use storage::queue::message::{Refusal, RefusalKind, Request, Target};
+use storage::queue::message::{Refusal, RefusalKind, Request, Target, WorkerPresence};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -32,6 +32,24 @@ pub struct Running {
     /// When the attempt that counts was put into an inbox.
     placed: Instant,
     over: bool,
+}
+
+/// Where a candidate is.
+struct Address {
+    worker_id: String,
+    incarnation: String,
+}
+
+/// What placing has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tried {
+    Placed,
+    /// No worker is a candidate.
+    Nobody,
+    /// None has room.
+    Busy,
+    /// None has room, and some are gone.
+    Gone,
 }
 
 /// Where the request runs; dropped before its end, it cancels there.
@@ -158,51 +176,83 @@ impl Running {
         }
     }
 
-    /// Puts the request into an inbox: that of each candidate in turn. Each try is an attempt of
-    /// its own: one that failed may have come through all the same.
+    /// Puts the request into an inbox. At first by the workers as they were seen lately: one of
+    /// them that has gone, or has no room, says so then, and its going is reason to look again.
     async fn place(&mut self) -> Result<(), Refusal> {
         let queue = Arc::clone(&self.gateway.storage().queue);
-        let workers = queue.workers().await.map_err(unreachable_queue)?;
-        let before = self.hold.worker_id.take();
+        let mut tried = Tried::Gone;
+        if self.flight.request().attempt == 0 {
+            let order = self.order(&*queue.workers_lately().await.map_err(unreachable_queue)?);
+            tried = self.place_among(order).await?;
+        }
+        if matches!(tried, Tried::Nobody | Tried::Gone) {
+            let order = self.order(&queue.workers().await.map_err(unreachable_queue)?);
+            tried = self.place_among(order).await?;
+        }
+        match tried {
+            Tried::Placed => Ok(()),
+            Tried::Nobody => {
+                let base = &self.flight.request().base;
+                Err(overloaded(format!("No worker serves the base `{base}` at the moment.")))
+            }
+            Tried::Busy | Tried::Gone => {
+                Err(overloaded("All workers are busy. Try again in a moment."))
+            }
+        }
+    }
+
+    /// Candidates, best first.
+    fn order(&self, workers: &[WorkerPresence]) -> Vec<Address> {
         let request = self.flight.request();
         let wish = Wish {
             base: &request.base,
             base_fingerprint: self.hints.base_fingerprint.as_deref(),
             target: &request.target,
             owner: self.hints.owner.as_deref(),
-            avoid: before.as_deref(),
+            avoid: self.hold.worker_id.as_deref(),
         };
-        let order = candidates(&workers, &wish, &mut rand::rng());
-        if order.is_empty() {
-            let message = format!("No worker serves the base `{}` at the moment.", request.base);
-            return Err(overloaded(message));
-        }
-        if let Some(before) = &before {
+        let address = |worker: &WorkerPresence| Address {
+            worker_id: worker.worker_id.clone(),
+            incarnation: worker.incarnation.clone(),
+        };
+        candidates(workers, &wish, &mut rand::rng()).into_iter().map(address).collect()
+    }
+
+    /// Tries the inbox of each candidate in turn. Each try is an attempt of its own: one that
+    /// failed may have come through all the same.
+    async fn place_among(&mut self, order: Vec<Address>) -> Result<Tried, Refusal> {
+        let queue = Arc::clone(&self.gateway.storage().queue);
+        let before = self.hold.worker_id.take();
+        let request = self.flight.request();
+        let mut tried = Tried::Nobody;
+        if let Some(before) = before.filter(|_| !order.is_empty()) {
             // It may still be computing; and where it is the only worker, it must forget the old
             // attempt before it sees the new one.
             let earlier = request.attempt.saturating_sub(1);
-            let cancel = self.hold.relay.cancel(before, &request.request_id, earlier);
+            let cancel = self.hold.relay.cancel(&before, &request.request_id, earlier);
             if timeout(CANCEL_PATIENCE, cancel).await.is_err() {
                 tracing::warn!(worker.id = before, "a worker takes no cancel");
             }
         }
-        for (failed, worker) in order.into_iter().enumerate() {
-            if failed > 0 {
-                self.flight.next_attempt();
-            }
+        for Address { worker_id, incarnation } in order {
             let request = self.flight.request();
-            self.hold.relay.expect(&request.request_id, request.attempt, worker);
-            self.hold.worker_id = Some(worker.worker_id.clone());
-            let placed = queue.place(&worker.worker_id, request.clone()).await;
-            match placed.map_err(unreachable_queue)? {
+            let (id, attempt) = (&request.request_id, request.attempt);
+            self.hold.relay.expect(id, attempt, &worker_id, &incarnation);
+            self.hold.worker_id = Some(worker_id.clone());
+            let placed = queue.place(&worker_id, request.clone()).await;
+            tried = match placed.map_err(unreachable_queue)? {
                 Placed::Accepted => {
                     self.placed = Instant::now();
-                    return Ok(());
+                    return Ok(Tried::Placed);
                 }
-                Placed::Full | Placed::Gone => self.hold.worker_id = None,
-            }
+                Placed::Gone => Tried::Gone,
+                Placed::Full if tried == Tried::Gone => Tried::Gone,
+                Placed::Full => Tried::Busy,
+            };
+            self.hold.worker_id = None;
+            self.flight.next_attempt();
         }
-        Err(overloaded("All workers are busy. Try again in a moment."))
+        Ok(tried)
     }
 
     /// Workers that refuse one after the other are given time, so that a request does not go

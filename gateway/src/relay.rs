@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use storage::queue::message::{ToWorker, TokenMessage, WorkerPresence};
+use storage::queue::message::{ToWorker, TokenMessage};
 use storage::queue::{Queue, Received, TokenReceiver};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -17,8 +17,9 @@ use crate::strays::Stray;
 pub use crate::switchboard::Signal;
 use crate::switchboard::Switchboard;
 
-/// How often presence is looked at; a lost worker is noticed within this and its presence time.
-const PRESENCE_PERIOD: Duration = Duration::from_millis(500);
+/// How often presence is looked at: a lost worker is noticed within this and its presence time, and
+/// a new request is placed by what was seen last.
+const PRESENCE_PERIOD: Duration = Duration::from_millis(250);
 
 /// How long the cancel of a stray waits for room at its worker.
 const STRAY_PATIENCE: Duration = Duration::from_secs(1);
@@ -63,9 +64,8 @@ impl Relay {
     }
 
     /// From now on only this attempt on this worker is heard.
-    pub fn expect(&self, request_id: &str, attempt: u32, worker: &WorkerPresence) {
-        let board = &mut self.lines().board;
-        board.expect(request_id, attempt, &worker.worker_id, &worker.incarnation);
+    pub fn expect(&self, request_id: &str, attempt: u32, worker_id: &str, incarnation: &str) {
+        self.lines().board.expect(request_id, attempt, worker_id, incarnation);
     }
 
     /// Closes the line.

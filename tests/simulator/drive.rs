@@ -18,6 +18,8 @@ const ADMISSION: u64 = 2500;
 const REPLACEMENT: u64 = 3000;
 const REST: u64 = 60;
 const CANCEL_PATIENCE: u64 = 250;
+/// How old presence may be for a first placement.
+const LATELY: u64 = 300;
 /// Cancels every placement.
 const ALL: u32 = u32::MAX;
 
@@ -32,6 +34,9 @@ pub struct Drive {
     turn: u32,
     pub signals: VecDeque<Signal>,
     admitted: bool,
+    /// Chosen by presence as it was seen lately; and somebody in it has gone.
+    lately: bool,
+    gone: bool,
     /// No longer than this until it is admitted, or placed again.
     until: u64,
 }
@@ -59,6 +64,8 @@ impl World {
             turn: 0,
             signals: VecDeque::new(),
             admitted: false,
+            lately: false,
+            gone: false,
             until: self.now + ADMISSION,
         };
         gateway.drives.insert(client, drive);
@@ -91,6 +98,24 @@ impl World {
     }
 
     fn place(&mut self, index: usize, client: usize) {
+        let now = self.now;
+        let gateway = &mut self.gateways[index];
+        let Some(drive) = gateway.drives.get_mut(&client) else { return };
+        let picture = gateway.picture.as_ref().filter(|(seen, _)| now < seen + LATELY);
+        match picture {
+            Some((_, workers)) if drive.flight.request().attempt == 0 => {
+                drive.lately = true;
+                let workers = workers.clone();
+                self.choose(index, client, &workers);
+            }
+            _ => self.look(index, client),
+        }
+    }
+
+    fn look(&mut self, index: usize, client: usize) {
+        if let Some(drive) = self.drive(index, client) {
+            drive.lately = false;
+        }
         let tag = self.enter(index, client, Phase::Looking);
         self.call(Party::Gateway(index), CALL, Op::Workers, tag);
     }
@@ -112,6 +137,7 @@ impl World {
                     self.placed(index, client);
                 } else {
                     drive.worker = None;
+                    drive.gone |= placed == Placed::Gone;
                     self.try_next(index, client, order);
                 }
             }
@@ -133,6 +159,9 @@ impl World {
         };
         let order: VecDeque<_> =
             candidates(workers, &wish, &mut self.rng).into_iter().cloned().collect();
+        if order.is_empty() && drive.lately {
+            return self.look(index, client);
+        }
         if order.is_empty() {
             return self.cannot_place(index, client, "no worker");
         }
@@ -151,10 +180,16 @@ impl World {
     }
 
     fn try_next(&mut self, index: usize, client: usize, mut order: VecDeque<WorkerPresence>) {
-        let Some(worker) = order.pop_front() else {
-            return self.cannot_place(index, client, "all workers are busy");
-        };
         let one_number = self.broken == Broken::OneNumber;
+        let Some(worker) = order.pop_front() else {
+            return match self.drive(index, client) {
+                Some(drive) if drive.lately && drive.gone => {
+                    drive.flight.next_attempt();
+                    self.look(index, client);
+                }
+                _ => self.cannot_place(index, client, "all workers are busy"),
+            };
+        };
         let gateway = &mut self.gateways[index];
         let Some(drive) = gateway.drives.get_mut(&client) else { return };
         if matches!(drive.phase, Phase::Placing(_)) && !one_number {

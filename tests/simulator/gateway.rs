@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use gateway::strays::Stray;
 use gateway::switchboard::{Signal, Switchboard};
 use storage::queue::Received;
-use storage::queue::message::{ToWorker, TokenMessage};
+use storage::queue::message::{ToWorker, TokenMessage, WorkerPresence};
 
 use crate::clients::Outcome;
 use crate::drive::{CALL, Drive};
@@ -30,6 +30,8 @@ pub struct Gateway {
     /// Where sequences stand for a gateway that sees no holes: true and shown numbers.
     shown: BTreeMap<String, (u64, u64)>,
     pub drives: BTreeMap<usize, Drive>,
+    /// Presence as it was read last, and when.
+    pub picture: Option<(u64, Vec<WorkerPresence>)>,
 }
 
 impl World {
@@ -89,6 +91,7 @@ impl World {
                         workers.iter().any(|worker| worker.incarnation == *incarnation)
                     });
                     let heard = gateway.board.watch(&workers);
+                    gateway.picture = Some((self.now, workers));
                     self.hand_out(index, heard);
                 }
                 self.wake(party, WATCH, Wake::Watch);
@@ -139,7 +142,10 @@ impl World {
     }
 
     fn cancel_strays(&mut self, index: usize, strays: Vec<Stray>) {
-        for Stray { worker_id, request_id, attempt } in strays {
+        for Stray { worker_id, request_id, mut attempt } in strays {
+            if self.broken == Broken::LateCancels {
+                attempt = u32::MAX;
+            }
             if self.broken != Broken::Strays {
                 let op = Op::Control(worker_id, ToWorker::Cancel { request_id, attempt });
                 self.call(Party::Gateway(index), CALL, op, Tag::Nobody);

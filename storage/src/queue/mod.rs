@@ -7,6 +7,7 @@ pub mod message;
 mod redis;
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -64,6 +65,13 @@ pub trait Queue: Send + Sync + 'static {
 
     /// The workers alive, by id.
     async fn workers(&self) -> crate::Result<Vec<WorkerPresence>>;
+
+    /// The workers alive as this process saw them within the last second, with what it has placed
+    /// on them since: for a choice that [`Queue::place`] judges. It costs no call where somebody
+    /// asks for [`Queue::workers`] regularly.
+    async fn workers_lately(&self) -> crate::Result<Arc<Vec<WorkerPresence>>> {
+        self.workers().await.map(Arc::new)
+    }
 
     /// Announces a gateway and opens its stream of token messages; dropping the receiver ends its
     /// presence. A second receiver for one id ends the first.

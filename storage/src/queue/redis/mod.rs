@@ -22,6 +22,7 @@ mod envelope;
 mod inbox;
 mod keys;
 mod link;
+mod picture;
 mod scripts;
 mod tokens;
 
@@ -37,6 +38,7 @@ use tokio::time::{Instant, sleep};
 use self::inbox::Lease;
 use self::keys::Keys;
 use self::link::Link;
+use self::picture::Picture;
 use super::message::{Request, ToWorker, TokenMessage, WorkerPresence};
 use super::{Controlled, Delivered, Inbox, Placed, Queue, QueueLimits, TokenReceiver};
 use crate::Result;
@@ -87,6 +89,8 @@ struct Shared {
     options: RedisOptions,
     /// Inboxes opened here, by worker id.
     inboxes: Mutex<HashMap<String, Arc<Lease>>>,
+    /// Presence as it was read last.
+    picture: Picture,
 }
 
 impl Shared {
@@ -129,8 +133,8 @@ impl RedisQueue {
     pub async fn connect(url: &str, options: RedisOptions) -> Result<Self> {
         let link = Link::new(url, options.call_limit)?;
         let keys = Keys::new(&options.prefix);
-        let queue =
-            Self { shared: Arc::new(Shared { link, keys, options, inboxes: Mutex::default() }) };
+        let (inboxes, picture) = (Mutex::default(), Picture::default());
+        let queue = Self { shared: Arc::new(Shared { link, keys, options, inboxes, picture }) };
         queue.gateways().await?;
         Ok(queue)
     }
@@ -175,8 +179,14 @@ impl Queue for RedisQueue {
         call.arg(format!("{}:{}", request.attempt, request.request_id));
         call.arg(body).arg(millis(keys::LINGER)).arg(millis(keys::SEEN));
         Ok(match self.shared.link.run::<u8>(&call).await? {
-            GONE => Placed::Gone,
-            DONE => Placed::Accepted,
+            GONE => {
+                self.shared.picture.forget();
+                Placed::Gone
+            }
+            DONE => {
+                self.shared.picture.placed(worker_id);
+                Placed::Accepted
+            }
             _ => Placed::Full,
         })
     }
@@ -206,6 +216,7 @@ impl Queue for RedisQueue {
     }
 
     async fn workers(&self) -> Result<Vec<WorkerPresence>> {
+        let asked = Instant::now();
         let keys = &self.shared.keys;
         let mut call = scripts::WORKERS.prepare_invoke();
         call.key(keys.workers()).arg(keys.worker_stem());
@@ -219,7 +230,15 @@ impl Queue for RedisQueue {
             }
         }
         workers.sort_by(|a, b| a.worker_id.cmp(&b.worker_id));
+        self.shared.picture.show(asked, workers.clone());
         Ok(workers)
+    }
+
+    async fn workers_lately(&self) -> Result<Arc<Vec<WorkerPresence>>> {
+        match self.shared.picture.recent(Instant::now()) {
+            Some(workers) => Ok(workers),
+            None => self.workers().await.map(Arc::new),
+        }
     }
 
     async fn gateway_tokens(&self, gateway_id: &str) -> Result<TokenReceiver> {
