@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cold_loads;
 mod common;
 mod engine_adapters;
 mod engine_graphs;
