@@ -1,6 +1,7 @@
 //! Clients of the service: what they ask, how they read a stream, and the answers of a calm day.
 
 use futures::StreamExt;
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,13 @@ pub struct Case {
     pub path: &'static str,
     /// The body.
     pub body: Value,
+}
+
+impl Case {
+    /// Name of the model that it asks.
+    pub fn model(&self) -> &str {
+        self.body["model"].as_str().unwrap()
+    }
 }
 
 /// Sixteen different requests: greedy and seeded, of the base and of adapters, one choice and
@@ -142,10 +150,21 @@ pub enum How {
     Whole,
     /// With an error: its status (200 where the stream had begun) and its message.
     Error(u16, String),
-    /// The connection was refused, or broke.
+    /// Nobody took the connection.
+    Refused(String),
+    /// The connection broke.
     Broken(String),
     /// Not within [`BOUND`].
     Hung,
+}
+
+/// What a request asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// A case, by its number.
+    Case(usize),
+    /// The model of a running job, by its number.
+    Live(usize),
 }
 
 /// One request from its beginning to its end.
@@ -153,10 +172,12 @@ pub enum How {
 pub struct Ended {
     /// Which gateway was asked.
     pub gateway: usize,
-    /// Which case; none for a running job's model.
-    pub case: Option<usize>,
+    /// What was asked.
+    pub asked: Asked,
     /// When it was sent.
     pub from: Instant,
+    /// When its reply began with 200.
+    pub admitted: Option<Instant>,
     /// When it ended.
     pub until: Instant,
     /// What had come by then.
@@ -185,41 +206,63 @@ impl Client {
     }
 
     /// A request with the key.
-    pub fn request(&self, method: reqwest::Method, url: &str) -> reqwest::RequestBuilder {
+    pub fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
         self.http.request(method, url).bearer_auth(&self.key)
     }
 
     /// Asks a case once; never tries again.
-    pub async fn ask(&self, (gateway, root): (usize, &str), case: &Case) -> Ended {
+    pub async fn ask(&self, (gateway, root): (usize, &str), asked: Asked, case: &Case) -> Ended {
         let from = Instant::now();
-        let (mut answer, mut id) = (Answer::default(), String::new());
+        let mut ended = Ended {
+            gateway,
+            asked,
+            from,
+            admitted: None,
+            until: from,
+            answer: Answer::default(),
+            how: How::Hung,
+            id: String::new(),
+        };
         let url = format!("{root}{}", case.path);
-        let stream = self.stream(&url, case, &mut answer, &mut id);
-        let how = tokio::time::timeout(BOUND, stream).await.unwrap_or(How::Hung);
-        Ended { gateway, case: None, from, until: Instant::now(), answer, how, id }
+        let stream = self.stream(&url, case, &mut ended);
+        let how = tokio::time::timeout(BOUND, stream).await;
+        Ended { how: how.unwrap_or(How::Hung), until: Instant::now(), ..ended }
     }
 
-    async fn stream(&self, url: &str, case: &Case, answer: &mut Answer, id: &mut String) -> How {
-        let sent = self.request(reqwest::Method::POST, url).json(&case.body).send().await;
+    /// JSON of a reply; how it ended where there is none.
+    pub async fn reply(&self, method: Method, url: &str, body: &Value) -> Result<Value, How> {
+        let mut request = self.request(method, url);
+        if !body.is_null() {
+            request = request.json(body);
+        }
+        let reply = request.send().await.map_err(|error| lost(&error))?;
+        let status = reply.status().as_u16();
+        let body: Value = reply.json().await.map_err(|error| lost(&error))?;
+        if status == 200 { Ok(body) } else { Err(How::Error(status, message(&body["error"]))) }
+    }
+
+    async fn stream(&self, url: &str, case: &Case, ended: &mut Ended) -> How {
+        let sent = self.request(Method::POST, url).json(&case.body).send().await;
         let reply = match sent {
             Ok(reply) => reply,
-            Err(error) => return How::Broken(root_cause(&error)),
+            Err(error) => return lost(&error),
         };
         if let Some(header) = reply.headers().get("x-request-id") {
-            *id = header.to_str().unwrap_or_default().to_owned();
+            ended.id = header.to_str().unwrap_or_default().to_owned();
         }
         let status = reply.status().as_u16();
         if status != 200 {
             return match reply.json::<Value>().await {
                 Ok(body) => How::Error(status, message(&body["error"])),
-                Err(error) => How::Broken(root_cause(&error)),
+                Err(error) => lost(&error),
             };
         }
+        ended.admitted = Some(Instant::now());
         let (mut bytes, mut chunks) = (Vec::new(), reply.bytes_stream());
         while let Some(chunk) = chunks.next().await {
             match chunk {
                 Ok(chunk) => bytes.extend_from_slice(&chunk),
-                Err(error) => return How::Broken(root_cause(&error)),
+                Err(error) => return lost(&error),
             }
             while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = bytes.drain(..=end).collect();
@@ -232,7 +275,7 @@ impl Client {
                 if event["error"].is_object() {
                     return How::Error(status, message(&event["error"]));
                 }
-                answer.take(&event);
+                ended.answer.take(&event);
             }
         }
         How::Broken("it ended without [DONE] and without an error".to_owned())
@@ -241,6 +284,11 @@ impl Client {
 
 fn message(error: &Value) -> String {
     error["message"].as_str().unwrap_or("no message").to_owned()
+}
+
+fn lost(error: &reqwest::Error) -> How {
+    let cause = root_cause(error);
+    if error.is_connect() { How::Refused(cause) } else { How::Broken(cause) }
 }
 
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {

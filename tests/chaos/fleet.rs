@@ -1,7 +1,8 @@
 //! The processes of the service: started, killed, frozen, and started again as an orchestrator
 //! would; each writes its log to a file.
 
-use super::schedule::{GATEWAYS, Process, WORKERS};
+use super::blows::Process;
+use super::schedule::{GATEWAYS, WORKERS};
 use super::servers::Servers;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -64,8 +65,8 @@ impl Member {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let mut command = super::loquetier(&self.binary);
         command.args(&self.command);
-        if let Process::Worker(number) = self.process {
-            command.arg("--worker-id").arg(format!("worker-{number}-{}", self.lock().name));
+        if matches!(self.process, Process::Worker(_)) {
+            command.arg("--worker-id").arg(self.worker_id());
         }
         command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
@@ -99,6 +100,11 @@ impl Member {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// A worker's id, now or from its next start on.
+    pub fn worker_id(&self) -> String {
+        format!("{}-{}", self.process.to_string().replace(' ', "-"), self.lock().name)
     }
 
     /// The next start is under another id.

@@ -3,6 +3,7 @@
 
 use super::clients::Client;
 use super::common::chat_file;
+use super::schedule::JOBS;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -58,8 +59,8 @@ impl Outcome {
     }
 }
 
-/// The jobs: three shapes, each its own seed, file and schedule.
-pub fn bodies() -> [(Value, usize); 3] {
+/// The jobs: three shapes, each its own seed, file and schedule; with their examples.
+pub fn bodies() -> [(Value, usize); JOBS] {
     let job = |seed: u64, epochs: u64, lora: Value, training: Value| {
         json!({
             "model": "tiny",
@@ -70,11 +71,11 @@ pub fn bodies() -> [(Value, usize); 3] {
         })
     };
     [
-        (job(11, 7, json!({"rank": 4}), json!({"checkpoint_every_steps": 7})), 800),
+        (job(11, 10, json!({"rank": 4}), json!({"checkpoint_every_steps": 7})), 800),
         (
             job(
                 12,
-                5,
+                8,
                 json!({"rank": 8, "dropout": 0.1, "use_rslora": true}),
                 json!({"checkpoint_every_steps": 10, "lr_scheduler": "cosine"}),
             ),
@@ -83,7 +84,7 @@ pub fn bodies() -> [(Value, usize); 3] {
         (
             job(
                 13,
-                14,
+                20,
                 json!({"rank": 4, "init": "gaussian", "target_modules": ["q_proj", "v_proj"]}),
                 json!({"checkpoint_every_steps": 5, "weight_decay": 0.01}),
             ),
@@ -92,10 +93,26 @@ pub fn bodies() -> [(Value, usize); 3] {
     ]
 }
 
-/// Uploads the files and makes the jobs; their ids.
-pub async fn create(client: &Client, root: &str) -> Vec<String> {
+/// A job that outlasts a storm: it is cancelled. One epoch, so it lists nothing before its end.
+pub fn doomed() -> (Value, usize) {
+    let body = json!({
+        "model": "tiny",
+        "seed": 14,
+        "hyperparameters": {"n_epochs": 1, "batch_size": 2},
+        "lora": {"rank": 4},
+        "training": {"checkpoint_every_steps": 25},
+    });
+    (body, 12_000)
+}
+
+/// Uploads their files and makes jobs; their ids.
+pub async fn create(
+    client: &Client,
+    root: &str,
+    jobs: impl IntoIterator<Item = (Value, usize)>,
+) -> Vec<String> {
     let mut ids = Vec::new();
-    for (mut body, examples) in bodies() {
+    for (mut body, examples) in jobs {
         let lines = chat_file(examples).into_bytes();
         let part = reqwest::multipart::Part::bytes(lines).file_name("t.jsonl");
         let form = reqwest::multipart::Form::new().text("purpose", "fine-tune").part("file", part);
@@ -142,6 +159,13 @@ pub async fn finish(
     }
 }
 
+/// Whether a job is still what it was cancelled to be.
+pub async fn cancelled(client: &Client, root: &str, id: &str) -> Result<(), String> {
+    let row = get(client, &format!("{root}/fine_tuning/jobs/{id}")).await?;
+    let over = row["status"] == "cancelled" && row["fine_tuned_model"].is_null();
+    if over { Ok(()) } else { Err(format!("{id} was cancelled and is {row}")) }
+}
+
 /// Everything that is to be equal of a job that has succeeded.
 pub async fn outcome(client: &Client, root: &str, job: &Value) -> Result<Outcome, String> {
     let id = job["id"].as_str().unwrap();
@@ -166,11 +190,15 @@ async fn events(client: &Client, root: &str, id: &str) -> Result<Vec<String>, St
         let page = get(client, &path).await?;
         for event in page["data"].as_array().ok_or("no events")? {
             let message = event["message"].as_str().unwrap_or_default();
+            after = format!("&after={}", event["id"].as_str().unwrap_or_default());
+            // Of these there are as many as somebody wished.
+            if ["The job has been paused", "The job has been resumed"].contains(&message) {
+                continue;
+            }
             // Ids and names of models are drawn anew.
             let drawn = ["ft:", "ftjob-", "file-"].iter().filter_map(|id| message.find(id)).min();
             let fixed = &message[..drawn.unwrap_or(message.len())];
             messages.push(format!("{fixed}{}", event["data"]));
-            after = format!("&after={}", event["id"].as_str().unwrap_or_default());
         }
         if page["has_more"] != true {
             messages.reverse();

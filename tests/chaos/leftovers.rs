@@ -25,7 +25,8 @@ fn lines(command: &mut Command) -> Vec<String> {
     text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
-fn query(servers: &Servers, file: &str) -> Vec<String> {
+/// Lines of a file of statements.
+pub fn query(servers: &Servers, file: &str) -> Vec<String> {
     let mut psql = Command::new("psql");
     psql.args([&servers.database_url, "-XAqt", "-v", "ON_ERROR_STOP=1", "-f"]);
     lines(psql.arg(here(file)))
@@ -81,25 +82,35 @@ pub async fn held(world: &World, client: &Client) -> Vec<String> {
     held
 }
 
+/// Names of all objects that rows name.
+pub fn named(servers: &Servers) -> BTreeSet<String> {
+    query(servers, "named_objects.sql").into_iter().collect()
+}
+
 /// Objects as they are, against those that rows name.
 pub struct Objection {
     /// A row names it, and it is not there.
     pub missing: Vec<String>,
-    /// It is there, and no row names it.
+    /// It is there, or on its way there in parts, and no row names it.
     pub orphans: Vec<String>,
 }
 
 impl Objection {
     /// Orphans that no attempt at a job can have left behind when it was cut short; the others are
-    /// for the sweeper, once they are old.
+    /// for the sweeper.
     pub fn unexplained(&self, servers: &Servers) -> Vec<String> {
         let claims = query(servers, "attempts.sql");
         let claims: BTreeMap<&str, u64> = claims.iter().filter_map(|line| claim(line)).collect();
-        let explained = |name: &&String| {
+        // `step_metrics.csv` of attempts that did not come to their last write: one each.
+        let mut files = claims.values().sum::<u64>();
+        let mut explained = |name: &String| {
             let parts: Vec<&str> = name.split('/').collect();
             let (job, place) = match parts[..] {
-                // `step_metrics.csv` of an attempt that did not come to its last write.
-                ["files", _] => return true,
+                ["files", _] => {
+                    let left = files.checked_sub(1);
+                    files = left.unwrap_or(0);
+                    return left.is_some();
+                }
                 ["adapters", job, place, _] | ["resume-points", job, place] => (job, place),
                 _ => return false,
             };
@@ -116,9 +127,8 @@ fn claim(line: &str) -> Option<(&str, u64)> {
     Some((job, rest.split(' ').next()?.parse().ok()?))
 }
 
-/// Compares the object store with the rows.
-pub async fn objects(servers: &Servers) -> Objection {
-    let named: BTreeSet<String> = query(servers, "named_objects.sql").into_iter().collect();
+/// The object store itself, with nothing between.
+pub fn store(servers: &Servers) -> Objects {
     let config = S3Config {
         url: servers.objects_url.clone(),
         endpoint: Some(servers.objects_endpoint.clone()),
@@ -126,14 +136,21 @@ pub async fn objects(servers: &Servers) -> Objection {
         environment: super::CREDENTIALS.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),
         limits: S3Limits::default(),
     };
-    let store = Objects::open_s3(&config).unwrap();
+    Objects::open_s3(&config).unwrap()
+}
+
+/// Compares the object store with the rows.
+pub async fn objects(servers: &Servers) -> Objection {
+    let (named, store) = (named(servers), store(servers));
     let mut there = BTreeSet::new();
     for kind in [ObjectKind::Files, ObjectKind::Adapters, ObjectKind::ResumePoints] {
         let entries: Vec<_> = store.list(kind).try_collect().await.unwrap();
         there.extend(entries.into_iter().map(|entry| entry.name));
     }
+    let uploads = store.unfinished_uploads().await.unwrap();
+    let uploads = uploads.into_iter().map(|upload| upload.key.to_string());
     Objection {
         missing: named.difference(&there).cloned().collect(),
-        orphans: there.difference(&named).cloned().collect(),
+        orphans: there.difference(&named).cloned().chain(uploads).collect(),
     }
 }

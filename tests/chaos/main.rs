@@ -10,21 +10,27 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod blows;
+mod checkpoints;
 mod clients;
 #[path = "../system/common/mod.rs"]
 mod common;
 mod diary;
+mod explain;
 mod fleet;
 mod jobs;
 mod judge;
 mod leftovers;
+mod operator;
 mod proxy;
 mod round;
 mod schedule;
 mod servers;
 mod storm;
+mod sweep;
 
-use clients::{Answer, Case, Client, How, cases};
+use checkpoints::Sample;
+use clients::{Answer, Asked, Case, Client, How, cases};
 use diary::Diary;
 use fleet::Fleet;
 use jobs::Outcome;
@@ -54,9 +60,14 @@ fn setting(name: &str, default: u64) -> u64 {
 
 /// A service on a calm day.
 struct Calm {
+    models: Vec<String>,
     cases: Vec<Case>,
     answers: Vec<Answer>,
+    jobs: Vec<String>,
+    /// By job.
     outcomes: Vec<Outcome>,
+    /// By job.
+    samples: Vec<Vec<Sample>>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -116,24 +127,27 @@ async fn open(scratch: &Path, bucket: &str, logs: &Path) -> (Arc<World>, Client)
 async fn measure(world: &World, client: &Client) -> Calm {
     let root = world.fleet.root(0);
     let mut models = Vec::new();
-    let mut outcomes = Vec::new();
-    for id in jobs::create(client, &root).await {
-        let job = jobs::finish(client, &root, &id, JOBS_WITHIN).await.unwrap();
+    let (mut outcomes, mut samples) = (Vec::new(), Vec::new());
+    let ids = jobs::create(client, &root, jobs::bodies()).await;
+    for id in &ids {
+        let job = jobs::finish(client, &root, id, JOBS_WITHIN).await.unwrap();
         models.push(job["fine_tuned_model"].as_str().unwrap().to_owned());
         outcomes.push(jobs::outcome(client, &root, &job).await.unwrap());
+        samples.push(checkpoints::samples(client, &root, id).await.unwrap());
     }
     world.diary.say("the jobs of a calm day are done");
     let cases = cases(&models);
     let asked = cases.iter().enumerate().map(|(number, case)| async move {
         let gateway = number % GATEWAYS;
         let root = world.fleet.root(gateway);
-        let ended = client.ask((gateway, &root), case).await;
+        let ended = client.ask((gateway, &root), Asked::Case(number), case).await;
+        world.diary.answered(case.model(), &ended);
         assert_eq!(ended.how, How::Whole, "{case:?}");
         ended.answer
     });
     let answers = futures::future::join_all(asked).await;
     world.diary.say("the answers of a calm day are known");
-    Calm { cases, answers, outcomes }
+    Calm { models, cases, answers, jobs: ids, outcomes, samples }
 }
 
 /// Asks all processes to end; what was wrong with that.

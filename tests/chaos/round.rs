@@ -2,12 +2,16 @@
 //! and what is left over.
 
 use super::Calm;
-use super::clients::{Case, Client, Ended, How, live_case};
-use super::diary::Trouble;
-use super::judge::{Verdict, judge, judge_live};
-use super::schedule::{GATEWAYS, Process, schedule};
+use super::blows::Process;
+use super::checkpoints::Sample;
+use super::clients::{Asked, Case, Client, Ended, How, live_case};
+use super::diary::{Story, Trouble};
+use super::judge::{Verdict, judge, judge_live, judge_word};
+use super::operator::Word;
+use super::schedule::{DOOMED, GATEWAYS, schedule};
 use super::storm::{World, rage};
-use super::{jobs, leftovers};
+use super::sweep::sweep;
+use super::{checkpoints, jobs, leftovers};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -37,7 +41,9 @@ pub async fn round(
     println!("\nLOQUETIER_CHAOS_SEED={seed}: {} blows", storm.len());
     storm.iter().for_each(|planned| println!("{planned}"));
     let root = world.fleet.root(0);
-    let ids = jobs::create(client, &root).await;
+    let bodies = jobs::bodies().into_iter().chain([jobs::doomed()]);
+    let ids = jobs::create(client, &root, bodies).await;
+    let trained = &ids[..DOOMED];
     for id in &ids {
         jobs::published(client, &root, id).await;
     }
@@ -46,14 +52,17 @@ pub async fn round(
         .map(|number| {
             let (world, client, asking) = (Arc::clone(world), client.clone(), Arc::clone(&asking));
             let cases = match number.checked_sub(CLIENTS - LIVE_CLIENTS) {
-                Some(live) => vec![live_case(&ids[live % ids.len()])],
-                None => calm.cases.clone(),
+                Some(live) => {
+                    let job = live % trained.len();
+                    vec![(Asked::Live(job), live_case(&trained[job]))]
+                }
+                None => (0..).map(Asked::Case).zip(calm.cases.iter().cloned()).collect::<Vec<_>>(),
             };
             tokio::spawn(async move { keep_asking(&world, &client, number, &cases, &asking).await })
         })
         .collect();
     sleep(Duration::from_secs(2)).await;
-    let mut faults = rage(world, &storm).await;
+    let mut faults = rage(world, client, &calm.models, &ids, &storm).await;
     world.diary.say("the storm is over");
     sleep(Duration::from_secs(2)).await;
     asking.store(false, Relaxed);
@@ -62,9 +71,14 @@ pub async fn round(
         ended.extend(stream.await.unwrap());
     }
     world.diary.say("the last stream has ended");
-    faults.extend(judged(world, calm, &ended));
-    faults.extend(compare_jobs(world, client, calm, &ids).await);
+    let story = world.diary.story();
+    faults.extend(judged(calm, trained, &ended, &story));
+    faults.extend(judged_words(&world.diary.take_words(), &story));
+    faults.extend(compare_jobs(world, client, calm, trained).await);
+    faults.extend(jobs::cancelled(client, &root, &ids[DOOMED]).await.err());
     faults.extend(left(world, client).await);
+    faults.extend(sweep(world).await);
+    faults.extend(compare_checkpoints(world, client, calm, trained).await);
     faults.iter().for_each(|fault| println!("FAULT: {fault}"));
     leftovers::attempts(&world.servers, &ids).iter().for_each(|line| println!("{line}"));
     faults
@@ -75,7 +89,7 @@ async fn keep_asking(
     world: &World,
     client: &Client,
     number: usize,
-    cases: &[Case],
+    cases: &[(Asked, Case)],
     asking: &AtomicBool,
 ) -> Vec<Ended> {
     let mut all = Vec::new();
@@ -84,10 +98,10 @@ async fn keep_asking(
             break;
         }
         let gateway = (number + turn) % GATEWAYS;
-        let case = (number * 7 + turn * 3) % cases.len();
+        let (asked, case) = &cases[(number * 7 + turn * 3) % cases.len()];
         let root = world.fleet.root(gateway);
-        let mut ended = client.ask((gateway, &root), &cases[case]).await;
-        ended.case = (cases.len() > 1).then_some(case);
+        let ended = client.ask((gateway, &root), *asked, case).await;
+        world.diary.answered(case.model(), &ended);
         if ended.how != How::Whole {
             sleep(SULK).await;
         }
@@ -97,20 +111,20 @@ async fn keep_asking(
 }
 
 /// Judges all requests and prints how many ended how.
-fn judged(world: &World, calm: &Calm, all: &[Ended]) -> Vec<String> {
-    let entries = world.diary.entries();
+fn judged(calm: &Calm, jobs: &[String], all: &[Ended], story: &Story) -> Vec<String> {
     let (mut counts, mut faults) = (BTreeMap::<&str, usize>::new(), Vec::new());
-    let live: Vec<Ended> = all.iter().filter(|ended| ended.case.is_none()).cloned().collect();
+    let live: Vec<Ended> =
+        all.iter().filter(|ended| matches!(ended.asked, Asked::Live(_))).cloned().collect();
     let mut through = 0;
     for ended in all {
-        let verdict = match ended.case {
-            Some(case) => judge(ended, &calm.answers[case], &entries),
-            None => judge_live(ended, &live, &entries),
+        let verdict = match ended.asked {
+            Asked::Case(case) => judge(ended, &calm.answers[case], calm.cases[case].model(), story),
+            Asked::Live(job) => judge_live(ended, &live, &jobs[job], story),
         };
         match verdict {
             Verdict::Equal => {
                 *counts.entry("equal to a calm day's").or_default() += 1;
-                let worker_hit = entries.iter().any(|entry| {
+                let worker_hit = story.entries.iter().any(|entry| {
                     let hit = matches!(
                         entry.trouble,
                         Trouble::Down(Process::Worker(_)) | Trouble::Frozen(Process::Worker(_))
@@ -134,6 +148,21 @@ fn judged(world: &World, calm: &Calm, all: &[Ended]) -> Vec<String> {
     if through < CLIENTS {
         faults.push(format!("only {through} streams went through a blow at a worker"));
     }
+    faults
+}
+
+/// Judges what operators and clients told the service, and prints how many words ended how.
+fn judged_words(words: &[Word], story: &Story) -> Vec<String> {
+    let (mut counts, mut faults) = (BTreeMap::<&str, usize>::new(), Vec::new());
+    for word in words {
+        match judge_word(word, story) {
+            Verdict::Equal => *counts.entry("done").or_default() += 1,
+            Verdict::Explained(reason) => *counts.entry(reason).or_default() += 1,
+            Verdict::Fault(fault) => faults.push(fault),
+        }
+    }
+    println!("{} words of operators and clients", words.len());
+    counts.iter().for_each(|(how, count)| println!("{count:7}  {how}"));
     faults
 }
 
@@ -163,12 +192,31 @@ async fn left(world: &World, client: &Client) -> Vec<String> {
         left.extend(objects.missing.iter().map(|name| format!("a row names no object: {name}")));
         let nobodys = objects.unexplained(&world.servers);
         left.extend(nobodys.iter().map(|name| format!("an object of nobody: {name}")));
-        if left.is_empty() {
-            world.diary.say(format_args!("{} objects for the sweeper", objects.orphans.len()));
-        }
         left
     })
     .await
+}
+
+/// Asks all checkpoints of the storm's jobs and of the calm day's, read anew: they must answer as
+/// on the calm day.
+async fn compare_checkpoints(
+    world: &World,
+    client: &Client,
+    calm: &Calm,
+    ids: &[String],
+) -> Vec<String> {
+    let (root, mut faults) = (world.fleet.root(0), Vec::new());
+    for (id, should) in ids.iter().chain(&calm.jobs).zip(calm.samples.iter().cycle()) {
+        match checkpoints::samples(client, &root, id).await {
+            Ok(samples) => {
+                let difference = Sample::difference(&samples, should);
+                faults.extend(difference.map(|difference| format!("{id}: {difference}")));
+            }
+            Err(fault) => faults.push(fault),
+        }
+    }
+    world.diary.say("all checkpoints have been asked");
+    faults
 }
 
 /// Looks until there is nothing; what still is there when the time is up.

@@ -1,80 +1,23 @@
 //! What is done to the service, and when: a pure function of a seed.
 
-use std::fmt;
+use super::blows::{Blow, Planned, Process, Store, Target};
 use std::time::Duration;
 
 /// Gateway processes.
 pub const GATEWAYS: usize = 2;
 /// Worker processes.
 pub const WORKERS: usize = 3;
+/// Jobs that are trained to their end; each makes an adapter.
+pub const JOBS: usize = 3;
+/// The job that is cancelled.
+pub const DOOMED: usize = JOBS;
 /// At most so many of them are disturbed at the same time by blows at processes.
 const GATEWAYS_AT_ONCE: usize = 1;
 const WORKERS_AT_ONCE: usize = 2;
 /// What was hit is left alone for so long after it was repaired.
 const REST_MS: u64 = 3000;
-
-/// What all processes share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Store {
-    /// Rows.
-    Postgres,
-    /// Messages and presence.
-    Redis,
-    /// Objects.
-    Objects,
-}
-
-/// A process of the service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Process {
-    /// By its number.
-    Gateway(usize),
-    /// By its number.
-    Worker(usize),
-}
-
-/// What is hit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// One process.
-    Process(Process),
-    /// A store, for all.
-    Store(Store),
-}
-
-/// What is done to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Blow {
-    /// SIGKILL; started again, a worker under its old id.
-    Kill,
-    /// SIGKILL; a worker that is started again has a new id.
-    Replace,
-    /// SIGTERM; started again.
-    Terminate,
-    /// SIGSTOP, later SIGCONT.
-    Freeze,
-    /// A server is killed and started again: Redis empty, Postgres with what was committed.
-    Restart,
-    /// Connections break, new ones too.
-    Cut,
-    /// Connections say nothing any more; later they go on.
-    Hush,
-    /// One process alone is cut off from a store.
-    CutOff(Store),
-}
-
-/// One entry of a schedule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Planned {
-    /// From the start of the storm.
-    pub at: Duration,
-    /// Until it is repaired.
-    pub lasts: Duration,
-    /// Who.
-    pub target: Target,
-    /// What.
-    pub blow: Blow,
-}
+/// A gateway that was asked to end mostly has after so long.
+const DRAIN_MS: u64 = 8000;
 
 /// Which kind of target a card of the deck hits.
 #[derive(Clone, Copy)]
@@ -82,11 +25,14 @@ enum Suit {
     Gateway,
     Worker,
     Store(Store),
+    Adapter,
+    Job,
+    DoomedJob,
 }
 
 /// Every storm deals each of these once: whom, what, and between how many milliseconds it lasts.
 /// Presence and leases last three seconds, so some end before and some after them.
-const DECK: [(Suit, Blow, (u64, u64)); 22] = [
+const DECK: [(Suit, Blow, (u64, u64)); 33] = [
     (Suit::Worker, Blow::Kill, (200, 1500)),
     (Suit::Worker, Blow::Kill, (2000, 6000)),
     (Suit::Worker, Blow::Replace, (200, 3000)),
@@ -101,6 +47,7 @@ const DECK: [(Suit, Blow, (u64, u64)); 22] = [
     (Suit::Gateway, Blow::Freeze, (500, 2000)),
     (Suit::Gateway, Blow::Freeze, (4000, 6000)),
     (Suit::Gateway, Blow::CutOff(Store::Redis), (1000, 5000)),
+    (Suit::Gateway, Blow::Terminate, (200, 2000)),
     (Suit::Store(Store::Redis), Blow::Restart, (100, 1500)),
     (Suit::Store(Store::Redis), Blow::Cut, (500, 3000)),
     (Suit::Store(Store::Redis), Blow::Hush, (1000, 4000)),
@@ -109,6 +56,16 @@ const DECK: [(Suit, Blow, (u64, u64)); 22] = [
     (Suit::Store(Store::Postgres), Blow::Hush, (1000, 5000)),
     (Suit::Store(Store::Objects), Blow::Cut, (1000, 5000)),
     (Suit::Store(Store::Objects), Blow::Hush, (1000, 5000)),
+    (Suit::Adapter, Blow::Migrate, (0, 0)),
+    (Suit::Adapter, Blow::Migrate, (0, 0)),
+    (Suit::Adapter, Blow::Evict, (0, 0)),
+    (Suit::Adapter, Blow::Evict, (0, 0)),
+    (Suit::Job, Blow::Migrate, (0, 0)),
+    (Suit::Job, Blow::Migrate, (0, 0)),
+    (Suit::Job, Blow::Migrate, (0, 0)),
+    (Suit::Job, Blow::Pause, (100, 1000)),
+    (Suit::Job, Blow::Pause, (1000, 5000)),
+    (Suit::DoomedJob, Blow::Cancel, (0, 0)),
 ];
 
 /// Random numbers that are the same everywhere and for ever (SplitMix64).
@@ -146,6 +103,9 @@ impl Busy {
             Suit::Gateway => (processes(Process::Gateway, GATEWAYS), GATEWAYS_AT_ONCE),
             Suit::Worker => (processes(Process::Worker, WORKERS), WORKERS_AT_ONCE),
             Suit::Store(store) => (vec![Target::Store(store)], 1),
+            Suit::Adapter => ((0..JOBS).map(Target::Adapter).collect(), JOBS),
+            Suit::Job => ((0..JOBS).map(Target::Job).collect(), JOBS),
+            Suit::DoomedJob => (vec![Target::Job(DOOMED)], 1),
         };
         let busy = |target: &Target| self.0.iter().any(|(hit, until)| hit == target && *until > at);
         if all.iter().filter(|target| busy(target)).count() >= at_once {
@@ -168,6 +128,9 @@ pub fn schedule(seed: u64, length: Duration) -> Vec<Planned> {
     let mut busy = Busy::default();
     let mut planned = Vec::new();
     for (place, (suit, blow, bounds)) in (0..).zip(deck) {
+        // Jobs do not last as long as a storm.
+        let early = matches!(suit, Suit::Job | Suit::DoomedJob);
+        let place = if early { place / 2 } else { place };
         let mut at = place * pace + dice.between((0, pace.max(2) / 2));
         let lasts = dice.between(bounds);
         let pick = dice.roll() as usize;
@@ -178,52 +141,16 @@ pub fn schedule(seed: u64, length: Duration) -> Vec<Planned> {
                 None => at += 100,
             }
         };
-        busy.0.push((target, at + lasts + REST_MS));
+        let drain = match (target, blow) {
+            (Target::Process(Process::Gateway(_)), Blow::Terminate) => DRAIN_MS,
+            _ => 0,
+        };
+        busy.0.push((target, at + drain + lasts + REST_MS));
         let (at, lasts) = (Duration::from_millis(at), Duration::from_millis(lasts));
-        planned.push(Planned { at, lasts, target, blow });
+        planned.push(Planned { at, lasts, target, blow, pick });
     }
     planned.sort_by_key(|planned| planned.at);
     planned
-}
-
-impl fmt::Display for Store {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Postgres => "Postgres",
-            Self::Redis => "Redis",
-            Self::Objects => "the object store",
-        })
-    }
-}
-
-impl fmt::Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Gateway(number) => write!(f, "gateway {number}"),
-            Self::Worker(number) => write!(f, "worker {number}"),
-        }
-    }
-}
-
-impl fmt::Display for Planned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let target: &dyn fmt::Display = match &self.target {
-            Target::Process(process) => process,
-            Target::Store(store) => store,
-        };
-        let what = match self.blow {
-            Blow::Kill => "killed".to_owned(),
-            Blow::Replace => "killed, comes back under another id".to_owned(),
-            Blow::Terminate => "asked to end".to_owned(),
-            Blow::Freeze => "frozen".to_owned(),
-            Blow::Restart => "killed, comes back".to_owned(),
-            Blow::Cut => "cuts all connections".to_owned(),
-            Blow::Hush => "hangs".to_owned(),
-            Blow::CutOff(store) => format!("cut off from {store}"),
-        };
-        let (at, lasts) = (self.at.as_secs_f64(), self.lasts.as_secs_f64());
-        write!(f, "{at:6.1} s  {target}: {what}, for {lasts:.1} s")
-    }
 }
 
 #[cfg(test)]
@@ -238,7 +165,7 @@ mod tests {
         assert_ne!(schedule(7, LENGTH), schedule(8, LENGTH));
         // Pinned: a seed that somebody wrote down must mean the same next year.
         let first = schedule(1, LENGTH)[0].to_string();
-        assert_eq!(first, "   1.0 s  worker 2: asked to end, for 0.7 s");
+        assert_eq!(first, "   0.5 s  gateway 1: killed, for 3.0 s");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Postgres and Redis of this test alone, which it may kill and start again, and the way to the
 //! object store; before each stands one proxy for every process.
 
+use super::blows::{Process, Store};
 use super::proxy::{Proxy, Upstream, Way};
-use super::schedule::{GATEWAYS, Process, Store, WORKERS};
+use super::schedule::{GATEWAYS, WORKERS};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,0 +1,2 @@
+-- Every resume point.
+SELECT job || ' at step ' || step FROM resume_points;
