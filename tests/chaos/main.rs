@@ -1,12 +1,14 @@
 //! The production form in a storm: two gateways and three workers over Postgres, Redis and an
-//! object store, forty streams and three jobs, while a seeded schedule kills, freezes and cuts off
-//! any of them. Every stream must have the text of a calm day, or end in a clear error that the
-//! schedule explains; every job's result must be that of a calm day bit for bit; nothing may be
+//! object store, forty streams and four jobs, while a seeded schedule kills, freezes, drains and
+//! cuts off any of them, and operators and clients move, evict, pause and cancel. Every stream must
+//! have the text of a calm day, or end in a clear error that the schedule explains; every job's
+//! result must be that of a calm day bit for bit, but for the one that is cancelled; nothing may be
 //! left over.
 //!
-//! `LOQUETIER_CHAOS_SEED` is the first storm's seed, `LOQUETIER_CHAOS_SECS` a storm's length, and
-//! with `LOQUETIER_CHAOS_MINUTES` storms of successive seeds follow each other for so long. Logs
-//! of all processes are kept in the folder that is printed first.
+//! `LOQUETIER_CHAOS_SEED` is the first storm's seed, `LOQUETIER_CHAOS_SECS` a storm's length. Two
+//! storms of successive seeds follow each other, with `LOQUETIER_CHAOS_STORMS` so many, with
+//! `LOQUETIER_CHAOS_MINUTES` as many as begin in so long. Logs of all processes are kept in the
+//! folder that is printed first.
 
 #![allow(clippy::unwrap_used)]
 
@@ -79,6 +81,7 @@ async fn the_service_outlives_storms() {
     let first = setting("LOQUETIER_CHAOS_SEED", 1);
     let length = Duration::from_secs(setting("LOQUETIER_CHAOS_SECS", 60));
     let minutes = Duration::from_secs(60 * setting("LOQUETIER_CHAOS_MINUTES", 0));
+    let least = setting("LOQUETIER_CHAOS_STORMS", if minutes.is_zero() { 2 } else { 1 });
     let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos");
     std::fs::create_dir_all(&logs).unwrap();
     println!("logs are in {}", logs.display());
@@ -92,7 +95,7 @@ async fn the_service_outlives_storms() {
     for seed in first.. {
         let faults = round(&world, &client, &calm, seed, length).await;
         summary.push((seed, faults.len()));
-        if began.elapsed() >= minutes {
+        if began.elapsed() >= minutes && summary.len() as u64 >= least {
             break;
         }
     }

@@ -1,3 +1,5 @@
+//! What is explained, and what is not.
+
 use super::super::blows::{Process, Store};
 use super::super::clients::{Asked, Choice};
 use super::super::diary::{Entry, Known, Trouble};
