@@ -24,7 +24,6 @@ mod jobs;
 mod judge;
 mod leftovers;
 mod operator;
-mod proxy;
 mod round;
 mod schedule;
 mod servers;

@@ -2,8 +2,8 @@
 //! object store; before each stands one proxy for every process.
 
 use super::blows::{Process, Store};
-use super::proxy::{Proxy, Upstream, Way};
 use super::schedule::{GATEWAYS, WORKERS};
+use loquetier_tests::proxy::{Proxy, Upstream, Way};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,9 +63,9 @@ impl Servers {
         let (objects_endpoint, bucket) = bucket_url.rsplit_once('/').unwrap();
         let (_, postgres) = database_url.rsplit_once('@').unwrap();
         let upstreams = [
-            Upstream::Tcp(postgres.split_once('/').unwrap().0.parse().unwrap()),
+            Upstream::from(postgres.split_once('/').unwrap().0),
             Upstream::Unix(folder.join("redis/socket")),
-            Upstream::Tcp(objects_endpoint.rsplit_once('/').unwrap().1.parse().unwrap()),
+            Upstream::from(objects_endpoint.rsplit_once('/').unwrap().1),
         ];
         let mut doors = Vec::new();
         for _ in 0..GATEWAYS + WORKERS {

@@ -7,11 +7,11 @@
 mod common;
 
 use common::own::Own;
-use common::proxy::{Proxy, Way};
 use common::server::Server;
 use common::site::Site;
 use common::stores::{Stores, server_of, through};
 use common::{chat, until};
+use loquetier_tests::proxy::{Proxy, Way};
 use std::time::{Duration, Instant};
 use storage::db::{Intent, JobStatus};
 
@@ -31,13 +31,13 @@ async fn a_job_outlives_outages_of_its_stores() {
     let mut row = site.step(&id, 30).await;
     let attempt = row.attempt;
 
-    for way in [Way::Closed, Way::Silent] {
+    for way in [Way::Shut, Way::Silent] {
         objects.set(way);
         // Two resume points fall due meanwhile.
         row = site.step(&id, row.step as u64 + 50).await;
         objects.set(Way::Open);
     }
-    for (number, way) in [Way::Closed, Way::Silent].into_iter().enumerate() {
+    for (number, way) in [Way::Shut, Way::Silent].into_iter().enumerate() {
         database.set(way);
         // Longer than the lease; chats go on meanwhile.
         let away = Instant::now();
@@ -61,7 +61,7 @@ async fn a_job_outlives_outages_of_its_stores() {
 async fn cold_adapters_wait_for_the_store(site: &Site, job: &str, objects: &Proxy) {
     let row = site.gateway.job(job).await;
     let model = row["fine_tuned_model"].as_str().unwrap();
-    objects.set(Way::Closed);
+    objects.set(Way::Shut);
     let (message, waited) = site.refused(model).await;
     assert!(message.contains("object store does not answer"), "{message}");
     let bounds = Duration::from_secs(3)..Duration::from_secs(6);
@@ -72,7 +72,7 @@ async fn cold_adapters_wait_for_the_store(site: &Site, job: &str, objects: &Prox
         objects.set(Way::Open);
     });
     assert_eq!(reply.status, 200, "the store came back in time");
-    objects.set(Way::Closed);
+    objects.set(Way::Shut);
     assert_eq!(site.ask(model).await.status, 200, "what is here needs no store");
     objects.set(Way::Open);
 }

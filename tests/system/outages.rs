@@ -5,9 +5,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
-#[allow(dead_code, reason = "it fails in more ways than are needed here")]
-#[path = "../../storage/tests/conformance/proxy.rs"]
-mod proxy;
 
 use common::client::{Client, Reply};
 use common::cluster::Cluster;
@@ -15,7 +12,7 @@ use common::process::{complaint, loquetier};
 use common::server::Server;
 use common::stores::{Stores, server_of, through};
 use common::{chat, tiny_base};
-use proxy::{Fault, Proxy};
+use loquetier_tests::proxy::{Proxy, Way};
 use reqwest::Method;
 use reqwest::multipart::{Form, Part};
 use std::path::Path;
@@ -105,35 +102,35 @@ async fn inference_goes_on_without_postgres() {
     let model = imported.body["model"].as_str().unwrap().to_owned();
     let (plain, adapted) = (answer(&gateway, "tiny").await, answer(&gateway, &model).await);
 
-    for fault in [Fault::Silent, Fault::Away] {
-        let stream = gateway.stream(&chat(&model, 20), || proxy.set(fault)).await;
-        assert_eq!(stream, adapted, "{fault:?}: a stream under way");
+    for way in [Way::Silent, Way::Shut] {
+        let stream = gateway.stream(&chat(&model, 20), || proxy.set(way)).await;
+        assert_eq!(stream, adapted, "{way:?}: a stream under way");
         // Whoever asks first waits a little; the key is fresh, the name is not.
         let reply = gateway.ask(&chat("tiny", 20)).await;
-        assert!(reply.status == 200 && reply.took < Duration::from_secs(5), "{fault:?}: {reply:?}");
+        assert!(reply.status == 200 && reply.took < Duration::from_secs(5), "{way:?}: {reply:?}");
         for _ in 0..5 {
             let began = Instant::now();
-            assert_eq!(answer(&gateway, "tiny").await, plain, "{fault:?}");
-            assert_eq!(answer(&gateway, &model).await, adapted, "{fault:?}");
-            assert!(began.elapsed() < Duration::from_secs(4), "{fault:?}: {:?}", began.elapsed());
+            assert_eq!(answer(&gateway, "tiny").await, plain, "{way:?}");
+            assert_eq!(answer(&gateway, &model).await, adapted, "{way:?}");
+            assert!(began.elapsed() < Duration::from_secs(4), "{way:?}: {:?}", began.elapsed());
         }
         let unknown = gateway.ask(&chat("unknown", 20)).await;
-        refuses(fault, "a chat", &unknown);
+        refuses(way, "a chat", &unknown);
         for path in ["/models", "/files", "/fine_tuning/jobs", "/../readyz"] {
-            refuses(fault, path, &gateway.try_get(path).await);
+            refuses(way, path, &gateway.try_get(path).await);
         }
-        assert_eq!(gateway.try_get("/../healthz").await.status, 200, "{fault:?}");
+        assert_eq!(gateway.try_get("/../healthz").await.status, 200, "{way:?}");
 
-        proxy.set(Fault::None);
+        proxy.set(Way::Open);
         gateway.until_ready().await;
-        assert_eq!(answer(&gateway, &model).await, adapted, "{fault:?}: afterwards");
+        assert_eq!(answer(&gateway, &model).await, adapted, "{way:?}: afterwards");
         assert_eq!(gateway.get("/models").await["data"][0]["id"], "tiny");
     }
 }
 
 /// A quick and clear refusal.
-fn refuses(fault: Fault, what: &str, reply: &Reply) {
-    assert_eq!(reply.status, 503, "{fault:?}, {what}: {reply:?}");
-    assert!(reply.message().contains("database"), "{fault:?}, {what}: {reply:?}");
-    assert!(reply.took < Duration::from_secs(2), "{fault:?}, {what}: {reply:?}");
+fn refuses(way: Way, what: &str, reply: &Reply) {
+    assert_eq!(reply.status, 503, "{way:?}, {what}: {reply:?}");
+    assert!(reply.message().contains("database"), "{way:?}, {what}: {reply:?}");
+    assert!(reply.took < Duration::from_secs(2), "{way:?}, {what}: {reply:?}");
 }

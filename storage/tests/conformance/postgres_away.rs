@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use loquetier_tests::proxy::{Proxy, Way};
 use storage::Db;
 use storage::db::Role;
 
-use crate::proxy::{Fault, Proxy};
 use crate::rig::{ORG, Rig};
 
 /// Bound of one call, with some slack for a busy machine.
@@ -49,7 +49,7 @@ async fn refused(what: &str, outcome: impl Future<Output = storage::Result<()>>)
     began.elapsed()
 }
 
-async fn goes_and_comes_back(fault: Fault) {
+async fn goes_and_comes_back(way: Way) {
     let Some(site) = Site::open().await else { return };
     let db = &site.db;
     let (_, secret) = db.keys().create(ORG, Role::Member).await.expect("creates");
@@ -61,7 +61,7 @@ async fn goes_and_comes_back(fault: Fault) {
     };
     busy().await;
 
-    site.proxy.set(fault);
+    site.proxy.set(way);
     let first = refused("the first call", db.ping()).await;
     assert!(first < BOUND, "{first:?}");
     let write = async || db.keys().create(ORG, Role::Member).await.map(|_| ());
@@ -71,7 +71,7 @@ async fn goes_and_comes_back(fault: Fault) {
     // Long enough for several probes to fail.
     tokio::time::sleep(Duration::from_secs(3)).await;
 
-    site.proxy.set(Fault::None);
+    site.proxy.set(Way::Open);
     let back = site.back().await;
     assert!(back < Duration::from_secs(3), "{back:?}");
     busy().await;
@@ -82,12 +82,12 @@ async fn goes_and_comes_back(fault: Fault) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent() {
-    goes_and_comes_back(Fault::Silent).await;
+    goes_and_comes_back(Way::Silent).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusing() {
-    goes_and_comes_back(Fault::Away).await;
+    goes_and_comes_back(Way::Shut).await;
 }
 
 /// A reader with a limit of its own waits no longer, and spares the next one the wait.
@@ -97,12 +97,12 @@ async fn a_limit_of_its_own() {
     let limit = Duration::from_millis(300);
     let reading = async || site.db.within(limit, site.db.keys().any_ever()).await.map(|_| ());
     reading().await.expect("reads");
-    site.proxy.set(Fault::Silent);
+    site.proxy.set(Way::Silent);
     let first = refused("the first call", reading()).await;
     assert!(first >= limit && first < Duration::from_secs(1), "{first:?}");
     let second = refused("the second call", reading()).await;
     assert!(second < limit, "{second:?}");
-    site.proxy.set(Fault::None);
+    site.proxy.set(Way::Open);
     site.back().await;
     site.rig.remove().await;
 }
@@ -113,7 +113,7 @@ async fn ended_connections() {
     let Some(site) = Site::open().await else { return };
     let busy = futures::future::join_all((0..8).map(|_| site.db.ping()));
     busy.await.into_iter().for_each(|ping| ping.expect("answers"));
-    site.proxy.set(Fault::None);
+    site.proxy.cut();
     let back = site.back().await;
     assert!(back < Duration::from_secs(1), "{back:?}");
     site.rig.remove().await;

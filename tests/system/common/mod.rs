@@ -9,7 +9,6 @@ pub mod cluster;
 mod inputs;
 pub mod own;
 pub mod process;
-pub mod proxy;
 pub mod server;
 pub mod site;
 pub mod stores;
