@@ -115,18 +115,19 @@ impl<'a> Explanation<'a> {
                 && !has("be resumed: its status is 'paused'");
             return otherwise.then_some("the job was not in that state");
         }
+        // With each, the store that the workers need for it.
         let unseen = [
-            (400, "no live worker '"),
-            (400, "' is draining"),
-            (400, "There is no other worker"),
-            (400, "No other worker has room"),
-            (503, "' is gone; nothing was moved"),
-            (503, "The job's worker is gone"),
-            (503, "has not loaded the adapter in time"),
-            (503, "No other worker has taken the job in time"),
+            (400, "no live worker '", Store::Redis),
+            (400, "' is draining", Store::Redis),
+            (400, "There is no other worker", Store::Redis),
+            (400, "No other worker has room", Store::Redis),
+            (503, "' is gone; nothing was moved", Store::Redis),
+            (503, "The job's worker is gone", Store::Postgres),
+            (503, "has not loaded the adapter in time", Store::Objects),
+            (503, "No other worker has taken the job in time", Store::Postgres),
         ];
-        let told = unseen.iter().any(|(code, part)| status == code && has(part));
-        (told && self.worker_trouble()).then_some("a worker was not there")
+        let told = unseen.iter().find(|(code, part, _)| status == code && has(part));
+        told.filter(|(.., store)| self.worker_trouble(*store)).map(|_| "a worker was not there")
     }
 
     /// Before its head a request can be closed by a gateway that is asked to end just then; what
@@ -212,13 +213,14 @@ impl<'a> Explanation<'a> {
         })
     }
 
-    /// Whether some worker, or what it needs to move something, may have been away.
-    fn worker_trouble(&self) -> bool {
+    /// Whether some worker may have been away, or may not have been heard, or could not reach what
+    /// it needed to do as it was told.
+    fn worker_trouble(&self, needed: Store) -> bool {
         self.any(SEEN_GONE, |trouble| match trouble {
-            Trouble::Down(process) | Trouble::Frozen(process) | Trouble::CutOff(process, _) => {
-                matches!(process, Process::Worker(_))
+            Trouble::Down(Process::Worker(_)) | Trouble::Frozen(Process::Worker(_)) => true,
+            Trouble::CutOff(Process::Worker(_), store) | Trouble::Away(store) => {
+                store == needed || store == Store::Redis
             }
-            Trouble::Away(_) => true,
             _ => false,
         })
     }

@@ -29,6 +29,7 @@ const SULK: Duration = Duration::from_millis(300);
 pub const JOBS_WITHIN: Duration = Duration::from_secs(90);
 /// Everything is let go of so long after the last request and job.
 const QUIET_WITHIN: Duration = Duration::from_secs(20);
+
 /// One storm and its consequences: what was wrong.
 pub async fn round(
     world: &Arc<World>,
