@@ -18,6 +18,7 @@ mod postgres_away;
 mod queue;
 mod queue_rig;
 mod races;
+mod redis_link;
 mod redis_only;
 mod redis_server;
 mod redis_tls;

@@ -1,6 +1,7 @@
 //! Connections to Redis: one shared by all short calls, one more for each reader that waits.
 //! Every call ends within a bound; a lost connection is made again by the next one who needs it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -21,7 +22,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Link {
     client: Client,
-    shared: Mutex<Shared>,
+    shared: Arc<Mutex<Shared>>,
     /// For one call with all its tries.
     limit: Duration,
 }
@@ -36,7 +37,7 @@ struct Shared {
 impl Link {
     /// Connects to nothing yet.
     pub(super) fn new(url: &str, limit: Duration) -> Result<Self> {
-        Ok(Self { client: Client::open(url)?, shared: Mutex::default(), limit })
+        Ok(Self { client: Client::open(url)?, shared: Arc::default(), limit })
     }
 
     /// Runs a script until it is answered or the time is up. A try whose answer was lost is made
@@ -90,17 +91,20 @@ impl Link {
     async fn shared_connection(
         &self,
     ) -> std::result::Result<(MultiplexedConnection, u64), RedisError> {
-        let mut shared = self.shared.lock().await;
-        let connection = match &shared.connection {
-            Some(connection) => connection.clone(),
-            None => {
-                let connection = self.connect(None).await?;
-                shared.connection = Some(connection.clone());
-                shared.number += 1;
-                connection
-            }
-        };
-        Ok((connection, shared.number))
+        let mut shared = Arc::clone(&self.shared).lock_owned().await;
+        if let Some(connection) = &shared.connection {
+            return Ok((connection.clone(), shared.number));
+        }
+        // On a task of its own: were it given up with the call that began it, then of calls that
+        // queue here each would leave the next one too little time to connect.
+        let connecting = connect(self.client.clone(), self.limit, None);
+        let connected = tokio::spawn(async move {
+            let connection = connecting.await?;
+            shared.connection = Some(connection.clone());
+            shared.number += 1;
+            Ok((connection, shared.number))
+        });
+        connected.await.unwrap_or_else(|error| Err(std::io::Error::other(error).into()))
     }
 
     /// Throws the shared connection away if it still is the one of this number.
@@ -112,24 +116,25 @@ impl Link {
         }
     }
 
-    async fn connect(
-        &self,
-        answer_within: Option<Duration>,
-    ) -> std::result::Result<MultiplexedConnection, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.limit))
-            .set_response_timeout(answer_within);
-        self.client.get_multiplexed_async_connection_with_config(&config).await
-    }
-
     /// A connection of one's own, for commands that wait up to `wait` on the server.
     pub(super) async fn connect_reader(&self, wait: Duration) -> Result<MultiplexedConnection> {
-        let connecting = self.connect(Some(wait + self.limit));
+        let connecting = connect(self.client.clone(), self.limit, Some(wait + self.limit));
         match timeout(self.limit, connecting).await {
             Ok(connection) => Ok(connection?),
             Err(_) => Err(Error::QueueAway("no connection in time".to_owned())),
         }
     }
+}
+
+async fn connect(
+    client: Client,
+    limit: Duration,
+    answer_within: Option<Duration>,
+) -> std::result::Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(limit))
+        .set_response_timeout(answer_within);
+    client.get_multiplexed_async_connection_with_config(&config).await
 }
 
 /// Says once that the server is away and once that it is back, however often it is asked.
