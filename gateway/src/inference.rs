@@ -182,7 +182,7 @@ impl Running {
         let queue = Arc::clone(&self.gateway.storage().queue);
         let mut tried = Tried::Gone;
         if self.flight.request().attempt == 0 {
-            let order = self.order(&*queue.workers_lately().await.map_err(unreachable_queue)?);
+            let order = self.order(&queue.workers_lately().await.map_err(unreachable_queue)?);
             tried = self.place_among(order).await?;
         }
         if matches!(tried, Tried::Nobody | Tried::Gone) {

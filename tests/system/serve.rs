@@ -83,6 +83,7 @@ async fn a_cancelled_job_is_gone_and_leaves_room() {
     let scratch = tempfile::tempdir().unwrap();
     let base = tiny_base(scratch.path());
     let server = Server::embedded(&base, &scratch.path().join("data"), &[]);
+    assert!(is_idle(&server.workers().await[0]), "a worker tells of its room from the start");
     let mut jobs = Vec::new();
     for _ in 0..6 {
         jobs.push(create(&server, 50).await);

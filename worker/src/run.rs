@@ -67,7 +67,7 @@ impl Worker {
         let (commands, command_reader) = mpsc::channel(COMMANDS);
         let (events, event_reader) = mpsc::channel(EVENTS);
         let (wanted, wanted_reader) = mpsc::channel(WANTED);
-        let gauges = Arc::new(Gauges::default());
+        let gauges = Arc::new(Gauges::idle(sizes.blocks));
         let shared = Arc::new(Shared {
             adapters: Adapters::new(options.host_cache_bytes),
             incarnation: storage::ids::incarnation(),

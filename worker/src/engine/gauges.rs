@@ -39,6 +39,12 @@ pub struct Gauges {
 }
 
 impl Gauges {
+    /// Of an engine that has not begun, with so many KV blocks: all are free. Presence is told
+    /// from it before the engine's thread runs.
+    pub fn idle(blocks: usize) -> Self {
+        Self { free_blocks: blocks.into(), total_blocks: blocks.into(), ..Self::default() }
+    }
+
     /// Adapters on the device.
     pub fn residents(&self) -> Vec<ResidentGauge> {
         self.residents.lock().map(|list| list.clone()).unwrap_or_default()

@@ -99,8 +99,6 @@ impl<D: Device> Engine<D> {
     ) -> Self {
         let sizes = &model.sizes;
         let blocks = BlockPool::new(sizes.blocks, sizes.block_size);
-        gauges.total_blocks.store(blocks.total(), Relaxed);
-        gauges.free_blocks.store(blocks.free(), Relaxed);
         Self {
             registry: Registry::new(sizes.slots, sizes.pool_pages),
             training: Training::new(sizes.train_pages),

@@ -115,7 +115,7 @@ impl Rig {
         model.device = model.device.late(polls);
         let (commands, inbox) = channel(64);
         let (outbox, events) = channel(ahead);
-        let gauges = Arc::new(Gauges::default());
+        let gauges = Arc::new(Gauges::idle(model.sizes.blocks));
         let engine = Engine::new(model, options, inbox, outbox, gauges.clone());
         Self {
             commands,
