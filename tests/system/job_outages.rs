@@ -142,7 +142,7 @@ async fn wishes_are_refused_or_outlive_an_outage() {
     let id = site.gateway.create(&site.job).await;
     site.step(&id, 20).await;
 
-    for way in [Way::Closed, Way::Silent] {
+    for way in [Way::Shut, Way::Silent] {
         database.set(way);
         for wish in ["pause", "cancel"] {
             let reply = behind.try_wish(&id, wish).await;
@@ -174,7 +174,7 @@ async fn told_to_a_worker_without_rows(site: &Site, id: &str, database: &Proxy) 
     site.gateway.wish(id, "resume").await;
     let before = site.step(id, before as u64 + 10).await.step;
 
-    database.set(Way::Closed);
+    database.set(Way::Shut);
     let cancelled = site.gateway.wish(id, "cancel").await;
     assert_eq!(cancelled["status"], "cancelled");
     let events = site.gateway.events(id).await;

@@ -19,8 +19,6 @@ mod models;
 mod openapi;
 mod outages;
 #[allow(dead_code, reason = "it fails in more ways than are needed here")]
-#[path = "../../../storage/tests/conformance/proxy.rs"]
-mod proxy;
 mod site;
 mod streaming;
 mod training;

@@ -11,9 +11,9 @@ use storage::db::Role;
 use storage::objects::{S3Config, S3Limits};
 use tokio::sync::mpsc;
 
-use crate::proxy::{Fault, Proxy};
 use crate::site::{Client, Reply, Site, form, new_base};
 use crate::worker::{self, Script};
+use loquetier_tests::proxy::{Proxy, Way};
 
 const OVERLOADED: &str = "server_is_overloaded";
 
@@ -194,25 +194,25 @@ async fn a_store_that_falls_silent() {
     let proxy = Proxy::start(server).await;
     let site = Site::with_objects(store(&proxy.address, bucket)).await;
     let client = site.client();
-    proxy.set(Fault::Silent);
+    proxy.set(Way::Silent);
     is_store_away("an upload", &upload(&client).await);
     is_store_away("an import", &import(&client).await);
     is_empty(&client).await;
 
-    proxy.set(Fault::None);
+    proxy.set(Way::Open);
     is_store_away("half an upload", &cut_upload(&client, &proxy).await);
-    proxy.set(Fault::None);
+    proxy.set(Way::Open);
     is_empty(&client).await;
 
     let file = upload(&client).await.ok()["id"].as_str().unwrap().to_owned();
     let adapter = import(&client).await.ok()["id"].as_str().unwrap().to_owned();
-    proxy.set(Fault::Silent);
+    proxy.set(Way::Silent);
     is_store_away("a download", &client.get(&format!("/v1/files/{file}/content")).await);
     is_store_away("an export", &client.get(&format!("/v1/adapters/{adapter}/content")).await);
     // The row is what counts; the bytes are swept.
     client.delete(&format!("/v1/files/{file}")).await.ok();
     assert_eq!(client.get(&format!("/v1/files/{file}")).await.status, 404);
-    proxy.set(Fault::None);
+    proxy.set(Way::Open);
     assert_eq!(client.get(&format!("/v1/adapters/{adapter}/content")).await.status, 200);
 }
 
@@ -237,7 +237,7 @@ async fn cut_upload(client: &Client<'_>, proxy: &Proxy) -> Reply {
             // The first part is stored by then.
             if sent == 12 << 20 {
                 tokio::time::sleep(Duration::from_millis(300)).await;
-                proxy.set(Fault::Silent);
+                proxy.set(Way::Silent);
             }
         }
     });

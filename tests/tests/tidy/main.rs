@@ -33,7 +33,7 @@ fn the_tree_keeps_its_rules() {
         faults.extend(layout::check_module_doc(file));
         match Rust::parse(file) {
             Ok(mut rust) => {
-                rust.test_only = test_only.iter().any(|path| file.path.starts_with(path));
+                rust.test_only |= test_only.iter().any(|path| file.path.starts_with(path));
                 faults.extend(check_rust(&rust));
             }
             Err(reason) => faults.push(Fault::new(&file.path, 1, reason)),

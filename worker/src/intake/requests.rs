@@ -139,8 +139,8 @@ async fn saved_target(shared: &Shared, job_id: &str) -> Result<Target, Fault> {
         }
     };
     let Some(newest) = points.first() else {
-        let message = "the job has no weights to answer with at this moment: it is starting, or has \
-                       just ended; try again in a moment";
+        let message = "the job has no weights to answer with at this moment: it is starting, or \
+                       has just ended; try again in a moment";
         return Err(overloaded(message));
     };
     let key = format!("{job_id}@{}", newest.step);
