@@ -5,6 +5,7 @@ use gateway::flight::Delta;
 use rand::RngExt;
 use storage::queue::message::{Finish, Input, Limits, Request, Sampling, Target};
 
+use crate::adapters::{self, ADAPTERS, true_version};
 use crate::engine::{mark, text, token};
 use crate::plan::FAULTS_END;
 use crate::queue::EXPIRY;
@@ -44,6 +45,11 @@ pub fn index_of(request_id: &str) -> Option<usize> {
     request_id.strip_prefix('r')?.parse().ok()
 }
 
+/// The name of a base.
+pub fn base(number: usize) -> String {
+    format!("base-{number}")
+}
+
 /// A request that ends by length, after so many tokens; or earlier, if it may.
 fn request(
     index: usize,
@@ -57,7 +63,7 @@ fn request(
         attempt: 0,
         gateway: String::new(),
         org: "org".to_owned(),
-        base: "base".to_owned(),
+        base: base(0),
         target,
         input: Input::Tokens(vec![1]),
         sampling: Sampling {
@@ -82,11 +88,12 @@ impl World {
     pub fn make_clients(&mut self) {
         for index in 0..self.plan.clients {
             let rng = &mut self.rng;
-            let live = rng.random_range(0..4) == 0;
-            let target = match live {
-                true => Target::Job { job_id: "ftjob-0".to_owned() },
-                false => Target::Base,
+            let target = match rng.random_range(0..6) {
+                0 => Target::Job { job_id: "ftjob-0".to_owned() },
+                1 | 2 => adapters::target(rng.random_range(0..ADAPTERS)),
+                _ => Target::Base,
             };
+            let of_base = rng.random_range(0..self.plan.bases);
             let seed = rng.random_range(0..i64::MAX);
             let choices = if rng.random_range(0..4) == 0 { 2 } else { 1 };
             // A few go on for longer than a loss is felt.
@@ -97,7 +104,10 @@ impl World {
             let leaves = (rng.random_range(0..8) == 0).then(|| rng.random_range(1..600));
             let n = choices as usize;
             self.clients.push(Client {
-                request: request(index, seed, choices, (most, long), target),
+                request: Request {
+                    base: base(of_base),
+                    ..request(index, seed, choices, (most, long), target)
+                },
                 gateway,
                 began,
                 version: None,
@@ -143,7 +153,10 @@ impl World {
             let at = this.tokens[index].len();
             let (true_id, finish) = token(&this.request, pinned, index, at);
             this.tokens[index].push(drawn.id);
-            if origin != mark(&place.0, place.1, pinned) {
+            let is_true = true_version(&this.request.target).is_none_or(|true_| true_ == pinned);
+            if !is_true {
+                self.violate(format!("r{client} was answered by weights {pinned}"));
+            } else if origin != mark(&place.0, place.1, pinned) {
                 let (incarnation, attempt) = place;
                 self.violate(format!("r{client} on {incarnation} #{attempt} heard {origin}"));
             } else if drawn.id != true_id {

@@ -43,7 +43,8 @@ struct Choice {
 
 struct Run {
     request: Request,
-    version: u64,
+    /// None: its weights have not come.
+    version: Option<u64>,
     choices: Vec<Choice>,
     announced: bool,
 }
@@ -55,9 +56,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Takes a request with the tokens it has. Live weights are those of `version`.
-    pub fn admit(&mut self, key: u64, request: Request, version: u64) {
-        let version = if matches!(request.target, Target::Job { .. }) { version } else { 0 };
+    /// Takes a request with the tokens it has, for weights of `version` or, without one, to wait
+    /// for them.
+    pub fn admit(&mut self, key: u64, request: Request, version: Option<u64>) {
         let choice = |index: u32| match request.replay.get(index as usize) {
             None => Choice { tokens: Vec::new(), ended: false },
             Some(replay) => {
@@ -72,13 +73,27 @@ impl Engine {
         self.runs.remove(&key);
     }
 
+    /// Weights have come.
+    pub fn warm(&mut self, adapter_id: &str, version: u64) {
+        for run in self.runs.values_mut().filter(|run| run.is_of(adapter_id)) {
+            run.version.get_or_insert(version);
+        }
+    }
+
+    /// Lets go of what waits for these weights.
+    pub fn end_cold(&mut self, adapter_id: &str) -> Vec<u64> {
+        let ended = |run: &mut Run| run.is_of(adapter_id) && run.version.is_none();
+        self.runs.extract_if(.., |_, run| ended(run)).map(|(key, _)| key).collect()
+    }
+
     pub fn is_idle(&self) -> bool {
         self.runs.is_empty()
     }
 
     /// What the next step draws for, by number.
     pub fn drawing(&self) -> impl Iterator<Item = (u64, &Request)> {
-        self.runs.iter().take(BATCH).map(|(key, run)| (*key, &run.request))
+        let warm = self.runs.iter().filter(|(_, run)| run.version.is_some());
+        warm.take(BATCH).map(|(key, run)| (*key, &run.request))
     }
 
     /// One step: what happened to each request. `incarnation` marks where a token was drawn.
@@ -87,15 +102,17 @@ impl Engine {
         for (key, run) in &mut self.runs {
             if !run.announced {
                 run.announced = true;
-                let fingerprint = format!("fp-{}", run.version);
+                let fingerprint = run.fingerprint();
                 outputs.push((*key, Update::Admitted { prompt_tokens: 1, fingerprint }));
             }
         }
-        for (key, run) in self.runs.iter_mut().take(BATCH) {
-            let mark = mark(incarnation, run.request.attempt, run.version);
+        let warm = |run: &Run| run.version.is_some();
+        for (key, run) in self.runs.iter_mut().filter(|(_, run)| warm(run)).take(BATCH) {
+            let Some(version) = run.version else { continue };
+            let mark = mark(incarnation, run.request.attempt, version);
             for index in 0..run.choices.len() {
                 if !run.choices[index].ended {
-                    outputs.push((*key, run.draw(index, &mark)));
+                    outputs.push((*key, run.draw(index, version, &mark)));
                 }
             }
         }
@@ -103,10 +120,11 @@ impl Engine {
         outputs
     }
 
-    /// Lets go of everything.
-    pub fn hand_over(&mut self) -> Vec<(u64, Update)> {
-        let runs = std::mem::take(&mut self.runs);
-        runs.into_keys().map(|key| (key, Update::Moved)).collect()
+    /// Lets go of everything, or of what is for one adapter.
+    pub fn hand_over(&mut self, adapter_id: Option<&str>) -> Vec<(u64, Update)> {
+        let goes = |run: &mut Run| adapter_id.is_none_or(|id| run.is_of(id));
+        let runs = self.runs.extract_if(.., |_, run| goes(run));
+        runs.map(|(key, _)| (key, Update::Moved)).collect()
     }
 }
 
@@ -116,11 +134,23 @@ pub fn mark(incarnation: &str, attempt: u32, version: u64) -> String {
 }
 
 impl Run {
+    fn is_of(&self, id: &str) -> bool {
+        matches!(&self.request.target, Target::Adapter { adapter_id, .. } if adapter_id == id)
+    }
+
+    /// Names the version; an adapter's is known before its weights come.
+    fn fingerprint(&self) -> String {
+        match (&self.request.target, self.version) {
+            (Target::Adapter { adapter_id, .. }, _) => format!("fp-{adapter_id}"),
+            (_, version) => format!("fp-{}", version.unwrap_or_default()),
+        }
+    }
+
     /// One more token. Text is held back by one, as a possible stop text is.
-    fn draw(&mut self, index: usize, mark: &str) -> Update {
+    fn draw(&mut self, index: usize, version: u64, mark: &str) -> Update {
         let choice = &mut self.choices[index];
         let at = choice.tokens.len();
-        let (id, finish) = token(&self.request, self.version, index, at);
+        let (id, finish) = token(&self.request, version, index, at);
         let mut shown = choice.tokens.last().map(|last| text(*last)).unwrap_or_default();
         if finish.is_some() {
             shown.push_str(&text(id));

@@ -76,6 +76,10 @@ pub enum Tag {
     },
     Open,
     Look,
+    /// Weights that requests wait for, by the adapter's id.
+    Cold(String),
+    /// Weights of requests to come.
+    Preload(String),
     /// A step of the run of this job, at this turn.
     Job(String, u32),
     /// A renewal of this attempt at a job, asked for at this time.

@@ -57,7 +57,9 @@ pub struct Run {
     held: bool,
     /// Where the engine is, while it has the job.
     pub engine: Option<(i64, u64)>,
-    pausing: bool,
+    pub pausing: bool,
+    /// It goes to another worker once it is saved.
+    pub leaving: bool,
     pub news: VecDeque<News>,
     pub pending: Vec<NewEvent>,
     pub last: i64,
@@ -79,13 +81,6 @@ enum Doing {
 }
 
 impl World {
-    /// Saves what a worker that drains trains.
-    pub fn save_runs(&mut self, index: usize) {
-        for run in self.workers[index].runs.values_mut() {
-            run.pausing = true;
-        }
-    }
-
     pub fn nudged(&mut self, index: usize, job: &str) {
         if self.workers[index].runs.contains_key(job) {
             self.renew(index, job);
@@ -138,7 +133,9 @@ impl World {
     fn look_for_jobs(&mut self, index: usize) {
         let validation = self.rng.random();
         let worker = &mut self.workers[index];
-        if worker.looking || worker.draining || worker.runs.len() >= ROOM {
+        // A job is claimed by workers of its base alone.
+        let other = !worker.is_of_first_base();
+        if other || worker.looking || worker.draining || worker.runs.len() >= ROOM {
             return;
         }
         worker.looking = true;
@@ -165,6 +162,7 @@ impl World {
             doing: if validating { Doing::Validating } else { Doing::Reading },
             engine: None,
             pausing: false,
+            leaving: false,
             news: VecDeque::new(),
             pending: Vec::new(),
             last: 0,
@@ -246,7 +244,6 @@ impl World {
     fn follow(&mut self, index: usize, job: &str) {
         loop {
             let renamed = self.broken == Broken::Events;
-            let draining = self.workers[index].draining;
             let Some(run) = self.workers[index].runs.get_mut(job) else { return };
             if !matches!(run.doing, Doing::Following) {
                 return;
@@ -264,7 +261,7 @@ impl World {
                     run.pending.push(NewEvent::info(kind, key, stored(step, state)));
                 }
                 Some(News::Snapshot(purpose, step, state)) => {
-                    let (objects, write) = run.snapshot(purpose, step, state, draining);
+                    let (objects, write) = run.snapshot(purpose, step, state);
                     return self.store(index, job, objects, write);
                 }
             }
@@ -305,7 +302,6 @@ impl World {
     }
 
     fn go_on_with(&mut self, index: usize, job: &str, answer: Answer) {
-        let draining = self.workers[index].draining;
         let afresh = self.broken == Broken::Events;
         let Some(run) = self.workers[index].runs.get_mut(job) else { return };
         match (std::mem::replace(&mut run.doing, Doing::Leaving), answer) {
@@ -338,7 +334,7 @@ impl World {
                 let puts = late.into_iter().map(|(key, state)| Op::Put(key, state));
                 let after: Vec<Op> = deletes.chain(puts).collect();
                 let left = write.status.is_some();
-                let given_back = draining && write.resume_point.is_some() && run.is_saved();
+                let given_back = run.leaving && write.resume_point.is_some() && run.is_saved();
                 if !left && !given_back {
                     run.doing = Doing::Following;
                 }

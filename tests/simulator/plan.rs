@@ -3,8 +3,29 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::adapters::ADAPTERS;
+
 /// Nothing goes wrong after this; milliseconds of virtual time.
 pub const FAULTS_END: u64 = 3000;
+
+/// What an operator wants done; it is no fault, and explains nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Loaded there, and then handed over from here.
+    MoveAdapter {
+        adapter: usize,
+        from: usize,
+        to: usize,
+    },
+    EvictAdapter {
+        adapter: usize,
+        from: usize,
+    },
+    MoveJob {
+        job: usize,
+        from: usize,
+    },
+}
 
 /// A party that can be reached or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +60,7 @@ pub enum Kind {
     Flaky(Server),
     /// Token messages, requests and cancels are lost, doubled, swapped or held up, each by chance.
     Noise,
+    Word(Word),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +75,8 @@ pub struct Fault {
 pub struct Plan {
     pub gateways: usize,
     pub workers: usize,
+    /// Base models; each second worker runs the second one.
+    pub bases: usize,
     pub clients: usize,
     pub jobs: usize,
     /// Requests that may wait in one inbox; a small bound is an explanation for refusals.
@@ -67,6 +91,7 @@ impl Plan {
         let what = rng.random_range(0..10);
         let workers = rng.random_range(1..=3);
         let gateways = rng.random_range(1..=2);
+        let bases = if workers > 1 && rng.random_range(0..4) == 0 { 2 } else { 1 };
         let (clients, jobs) = match what {
             0..5 => (rng.random_range(2..=6), 0),
             5..8 => (0, rng.random_range(1..=3)),
@@ -74,8 +99,20 @@ impl Plan {
         };
         let inbox = if rng.random_range(0..6) == 0 { 1 } else { 64 };
         let count = if seed.is_multiple_of(16) { 0 } else { rng.random_range(1..=4) };
-        let faults = (0..count).map(|_| fault(&mut rng, gateways, workers, clients > 0)).collect();
-        Self { gateways, workers, clients, jobs, inbox, faults }
+        let mut faults: Vec<Fault> =
+            (0..count).map(|_| fault(&mut rng, gateways, workers, clients > 0)).collect();
+        let words = rng.random_range(0..=2);
+        faults.extend((0..words).map(|_| word(&mut rng, workers, bases, jobs)));
+        Self { gateways, workers, bases, clients, jobs, inbox, faults }
+    }
+
+    /// One of requests alone, while the store is away.
+    pub fn of_store(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x0570);
+        let at = rng.random_range(0..1000);
+        let until = at + rng.random_range(500..2000);
+        let faults = vec![Fault { at, until, kind: Kind::Away(Server::Store) }];
+        Self { gateways: 1, workers: 1, bases: 1, clients: 6, jobs: 0, inbox: 64, faults }
     }
 
     /// One of requests alone, with nothing but faults of the queue, all at once.
@@ -93,7 +130,7 @@ impl Plan {
             .collect();
         let at = rng.random_range(0..FAULTS_END - 1000);
         faults.push(Fault { at, until: at + rng.random_range(1..1000), kind: late });
-        Self { gateways: 1, workers, clients: 6, jobs: 0, inbox: 64, faults }
+        Self { gateways: 1, workers, bases: 1, clients: 6, jobs: 0, inbox: 64, faults }
     }
 
     /// How a server answers now.
@@ -121,7 +158,8 @@ impl Plan {
 
     /// Whether something that went wrong, or its wake, touches this time.
     pub fn explains(&self, from: u64, to: u64, wake: u64) -> bool {
-        self.inbox == 1 || self.faults.iter().any(|f| f.at <= to && from <= f.until + wake)
+        let mut faults = self.faults.iter().filter(|f| !matches!(f.kind, Kind::Word(_)));
+        self.inbox == 1 || faults.any(|f| f.at <= to && from <= f.until + wake)
     }
 }
 
@@ -149,4 +187,20 @@ fn fault(rng: &mut StdRng, gateways: usize, workers: usize, clients: bool) -> Fa
         length = rng.random_range(0..500);
     }
     Fault { at, until: at + length, kind }
+}
+
+/// Adapters and jobs are moved between workers of one base.
+fn word(rng: &mut StdRng, workers: usize, bases: usize, jobs: usize) -> Fault {
+    let at = rng.random_range(0..FAULTS_END - 500);
+    let (adapter, from) = (rng.random_range(0..ADAPTERS), rng.random_range(0..workers));
+    let others: Vec<usize> =
+        (0..workers).filter(|to| *to != from && to % bases == from % bases).collect();
+    let word = match rng.random_range(0..3) {
+        0 if !others.is_empty() => {
+            Word::MoveAdapter { adapter, from, to: others[rng.random_range(0..others.len())] }
+        }
+        1 if jobs > 0 => Word::MoveJob { job: rng.random_range(0..jobs), from },
+        _ => Word::EvictAdapter { adapter, from },
+    };
+    Fault { at, until: at + rng.random_range(1..500), kind: Kind::Word(word) }
 }

@@ -29,7 +29,6 @@ impl Run {
         purpose: Purpose,
         step: i64,
         state: u64,
-        draining: bool,
     ) -> (VecDeque<(ObjectKey, String)>, JobWrite) {
         let (job, attempt) = (self.claim.job.id.clone(), self.claim.attempt);
         let object = job_adapter_folder(&job, attempt, step);
@@ -47,8 +46,8 @@ impl Run {
                 (VecDeque::from([weights, point]), write)
             }
             Purpose::Pause => {
-                // A worker that drains only gives the job back.
-                let status = (!draining).then_some(StatusChange::Paused);
+                // A job that goes to another worker is only given back.
+                let status = (!self.leaving).then_some(StatusChange::Paused);
                 (VecDeque::from([point]), JobWrite { resume_point: Some(step), status, ..write })
             }
             Purpose::Finish => {

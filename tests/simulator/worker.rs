@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use storage::queue::Delivered;
 use storage::queue::message::{
-    PROTOCOL_VERSION, Refusal, RefusalKind, Request, ToWorker, TokenMessage, Update, WorkerPresence,
+    PROTOCOL_VERSION, Refusal, RefusalKind, Request, Target, ToWorker, TokenMessage, Update,
+    WorkerPresence,
 };
 use worker::intake::mail::Mail;
 use worker::intake::routes::{Added, Route, Routes};
 
+use crate::adapters::Weights;
+use crate::clients::base;
 use crate::engine::Engine;
 use crate::jobs::Run;
 use crate::queue::EXPIRY;
@@ -38,6 +41,9 @@ pub struct Worker {
     pub routes: Routes,
     mail: Mail,
     pub engine: Engine,
+    pub weights: Weights,
+    /// Name of the base that it runs.
+    base: String,
     stepping: bool,
     /// Outputs of steps that the outlet has not taken, and its messages under way.
     outputs: VecDeque<Vec<(u64, Update)>>,
@@ -49,8 +55,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(index: usize) -> Self {
+    pub fn new(index: usize, bases: usize) -> Self {
         Self {
+            base: base(index % bases),
+            weights: Weights::default(),
             process: Process::default(),
             id: format!("w{index}"),
             incarnation: String::new(),
@@ -70,15 +78,20 @@ impl Worker {
         }
     }
 
+    /// Whether it runs the base that jobs are of.
+    pub fn is_of_first_base(&self) -> bool {
+        self.base == base(0)
+    }
+
     fn presence(&self) -> Box<WorkerPresence> {
         Box::new(WorkerPresence {
             worker_id: self.id.clone(),
             incarnation: self.incarnation.clone(),
             protocol: vec![PROTOCOL_VERSION],
-            base: "base".to_owned(),
+            base: self.base.clone(),
             base_fingerprint: "print".to_owned(),
             device: String::new(),
-            adapters: Vec::new(),
+            adapters: self.weights.told(),
             requests: self.routes.len() as u32,
             free_blocks: 8,
             total_blocks: 8,
@@ -92,6 +105,7 @@ impl Worker {
 impl World {
     pub fn start_worker(&mut self, index: usize) {
         let token = self.queue.new_token();
+        let bases = self.plan.bases;
         let worker = &mut self.workers[index];
         if worker.process.alive {
             return;
@@ -100,7 +114,7 @@ impl World {
         process.start();
         let incarnation = format!("w{index}.{}", process.life);
         let mail = Mail::new(incarnation.clone());
-        *worker = Worker { process, incarnation, token, mail, ..Worker::new(index) };
+        *worker = Worker { process, incarnation, token, mail, ..Worker::new(index, bases) };
         let told = worker.presence();
         self.call(Party::Worker(index), 10 * CALL, Op::OpenInbox(told, token), Tag::Open);
     }
@@ -108,14 +122,14 @@ impl World {
     pub fn end_worker(&mut self, index: usize) {
         let mut process = std::mem::take(&mut self.workers[index].process);
         process.end();
-        self.workers[index] = Worker { process, ..Worker::new(index) };
+        self.workers[index] = Worker { process, ..Worker::new(index, self.plan.bases) };
     }
 
     /// Takes nothing new, and lets go of all it has.
     pub fn drain_worker(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         worker.draining = true;
-        let moved = worker.engine.hand_over();
+        let moved = worker.engine.hand_over(None);
         self.put_out(index, moved);
         self.save_runs(index);
     }
@@ -163,6 +177,12 @@ impl World {
             Wake::Read => self.take_next(index),
             Wake::Answer(Tag::Take, answer) => self.taken(index, answer),
             Wake::Step => self.step_engine(index),
+            Wake::Answer(Tag::Cold(adapter), answer) => {
+                self.adapter_read(index, &adapter, &answer, true);
+            }
+            Wake::Answer(Tag::Preload(adapter), answer) => {
+                self.adapter_read(index, &adapter, &answer, false);
+            }
             Wake::Answer(Tag::Publish { gateway, mark }, answer) => {
                 self.published(index, &gateway, mark, &answer);
             }
@@ -212,18 +232,27 @@ impl World {
                 }
             }
             ToWorker::JobNudge { job_id } => self.nudged(index, &job_id),
-            // Words of operators, whom this world does not have.
-            ToWorker::Load { .. }
-            | ToWorker::Evict { .. }
-            | ToWorker::MoveJob { .. }
-            | ToWorker::Drain => {}
+            ToWorker::Load { adapter_id, object } => {
+                self.preload_adapter(index, &adapter_id, &object);
+            }
+            ToWorker::Evict { adapter_id, hand_over } => {
+                self.evict_adapter(index, &adapter_id, hand_over);
+            }
+            ToWorker::MoveJob { job_id, .. } => self.leave_job(index, &job_id),
+            // As the signal does, which is one of the faults.
+            ToWorker::Drain => {}
         }
     }
 
     fn take_request(&mut self, index: usize, request: Request) {
-        let version = self.now / VERSION;
+        let live = self.now / VERSION;
         let broken = self.broken;
         let worker = &mut self.workers[index];
+        if worker.base != request.base {
+            let (id, base) = (request.request_id, &worker.base);
+            let wrong = format!("{id} of {} comes to w{index} of {base}", request.base);
+            return self.violate(wrong);
+        }
         if broken == Broken::LatePlacements
             && let Some(key) = worker.routes.cancel(&request.request_id, u32::MAX)
         {
@@ -251,10 +280,20 @@ impl World {
             };
             return self.put_out(index, vec![(key, Update::Failed(refusal))]);
         }
+        let (version, cold) = match &request.target {
+            Target::Base => (Some(0), None),
+            Target::Job { .. } => (Some(live), None),
+            Target::Adapter { adapter_id, object, .. } => {
+                (worker.weights.version(adapter_id), Some((adapter_id.clone(), object.clone())))
+            }
+        };
         worker.engine.admit(key, request, version);
         if !worker.stepping {
             worker.stepping = true;
             self.wake(Party::Worker(index), STEP, Wake::Step);
+        }
+        if let (None, Some((adapter_id, object))) = (version, cold) {
+            self.load_adapter(index, &adapter_id, &object);
         }
     }
 
@@ -272,7 +311,7 @@ impl World {
     }
 
     /// The outputs of one step go to the outlet.
-    fn put_out(&mut self, index: usize, outputs: Vec<(u64, Update)>) {
+    pub fn put_out(&mut self, index: usize, outputs: Vec<(u64, Update)>) {
         if !outputs.is_empty() {
             self.workers[index].outputs.push_back(outputs);
             self.send(index);

@@ -39,6 +39,10 @@ pub enum Broken {
     Patience,
     /// Gateways do not cancel what runs on though it no longer counts.
     Strays,
+    /// Workers say nothing to requests whose adapter cannot be read.
+    ColdWaits,
+    /// Workers say nothing of requests for an adapter that they hand over.
+    HandOvers,
     /// Rows take writes of whoever held the job once.
     Fencing,
     /// Owners write the row before the object.
@@ -131,7 +135,7 @@ impl World {
             now: 0,
             rng: StdRng::seed_from_u64(seed),
             gateways: (0..plan.gateways).map(|_| Gateway::default()).collect(),
-            workers: (0..plan.workers).map(Worker::new).collect(),
+            workers: (0..plan.workers).map(|index| Worker::new(index, plan.bases)).collect(),
             clients: Vec::new(),
             jobs: Vec::new(),
             plan,
@@ -151,6 +155,7 @@ impl World {
         }
         (0..world.gateways.len()).for_each(|gateway| world.start_gateway(gateway));
         (0..world.workers.len()).for_each(|worker| world.start_worker(worker));
+        world.store_adapters();
         world.make_clients();
         world.make_jobs();
         world
@@ -248,6 +253,7 @@ impl World {
             Kind::PauseGateway(index) => self.process(Party::Gateway(index)).paused = true,
             Kind::DrainWorker(index) => self.drain_worker(index),
             Kind::RestartQueue => self.queue.restart(),
+            Kind::Word(word) => self.obey_word(word, true),
             Kind::Away(_) | Kind::Flaky(_) | Kind::Noise => {}
         }
     }
@@ -273,6 +279,7 @@ impl World {
             }
             Kind::PauseWorker(index) => self.go_on(Party::Worker(index)),
             Kind::PauseGateway(index) => self.go_on(Party::Gateway(index)),
+            Kind::Word(word) => self.obey_word(word, false),
             Kind::RestartQueue | Kind::Away(_) | Kind::Flaky(_) | Kind::Noise => {}
         }
     }
